@@ -1,0 +1,104 @@
+package engines
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// redisDatabases is how many databases a server has: each test takes one of its own, and an empty one costs nothing.
+const redisDatabases = 1024
+
+// redis returns the folder that holds Redis, "" for the system's own.
+func (c *Cache) redis(ctx context.Context) (string, error) {
+	if _, err := exec.LookPath("redis-server"); err == nil {
+		return "", nil
+	}
+	return c.debian(ctx, "redis", "redis-server", "redis-sentinel")
+}
+
+// StartRedis starts redis-server with no persistence and no maxmemory. Options.Args may change that, for example
+// "--appendonly", "yes" to keep the data through a restart, or "--replicaof", "127.0.0.1 PORT".
+func StartRedis(ctx context.Context, o Options) (*Server, error) {
+	return startRedis(ctx, "redis-server", o, func(s *Server, port int) []string {
+		args := []string{
+			"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", s.Dir, "--daemonize", "no",
+			"--databases", strconv.Itoa(redisDatabases), "--save", "", "--appendonly", "no",
+		}
+		return append(args, o.Args...)
+	})
+}
+
+// StartSentinel starts redis-sentinel, which watches the server at primary (host:port) under the given name and promotes
+// a replica down milliseconds after losing it. Quorum is how many sentinels must agree.
+func StartSentinel(ctx context.Context, o Options, name, primary string, quorum int) (*Server, error) {
+	const downMilliseconds = 500 // fast enough for a test, slow enough for a loaded machine
+	host, port, err := net.SplitHostPort(primary)
+	if err != nil {
+		return nil, fmt.Errorf("start redis-sentinel: %w", err)
+	}
+	conf := fmt.Sprintf("sentinel monitor %[1]s %[2]s %[3]s %[4]d\nsentinel down-after-milliseconds %[1]s %[5]d\nsentinel failover-timeout %[1]s %[6]d\n",
+		name, host, port, quorum, downMilliseconds, 4*downMilliseconds)
+	return startRedis(ctx, "redis-sentinel", o, func(s *Server, port int) []string {
+		file := filepath.Join(s.Dir, "sentinel.conf")
+		if _, err := os.Stat(file); err != nil { // the sentinel rewrites its file; a restart goes on from there
+			_ = os.WriteFile(file, []byte(conf), 0o644)
+		}
+		args := []string{file, "--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", s.Dir}
+		return append(args, o.Args...)
+	})
+}
+
+func startRedis(ctx context.Context, program string, o Options, args func(*Server, int) []string) (*Server, error) {
+	root, err := o.Cache.redis(ctx)
+	if err != nil {
+		return nil, err
+	}
+	path, err := unpacked(root).path(program)
+	if err != nil {
+		return nil, err
+	}
+	s, port, err := newServer(strings.TrimSuffix(program, "-server"), o)
+	if err != nil {
+		return nil, err
+	}
+	s.command = func() *exec.Cmd {
+		cmd := exec.Command(path, args(s, port)...)
+		cmd.Env = unpacked(root).environ()
+		return cmd
+	}
+	s.ready = func(ctx context.Context) error { return redisReady(ctx, s.Addr) }
+	return started(ctx, s)
+}
+
+// redisReady sends one PING. "LOADING" and "MASTERDOWN" are answers too, of a server that is not ready.
+func redisReady(ctx context.Context, addr string) error {
+	dialer := net.Dialer{Timeout: time.Second}
+	conn, err := dialer.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	if _, err := conn.Write([]byte("PING\r\n")); err != nil {
+		return err
+	}
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(line, "+PONG") {
+		return fmt.Errorf("ping: %s", strings.TrimSpace(line))
+	}
+	return nil
+}
+
+// RedisURL returns the URL of a Redis server's database 0, in the form that REDIS_CONN_STRING takes.
+func (s *Server) RedisURL() string { return "redis://" + s.Addr + "/0" }

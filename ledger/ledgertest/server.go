@@ -1,0 +1,182 @@
+//go:build unix
+
+package ledgertest
+
+import (
+	"context"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"ledgerline/ledger/ledgertest/engines"
+)
+
+// The environment variables that name engines for tests. One that is set wins over an engine of the test's own, so that a
+// whole run (make test) or a machine with engines of its own starts nothing twice.
+const (
+	KafkaEnv      = "TEST_KAFKA_BROKERS"  // host:port[,host:port…]
+	MySQLEnv      = "TEST_MYSQL_DSN"      // go-sql-driver DSN of an account that may create databases
+	RedisEnv      = "TEST_REDIS_URL"      // redis://…, any database number
+	ClickHouseEnv = "TEST_CLICKHOUSE_DSN" // http://host:port/database or clickhouse://…
+)
+
+// engineTimeout bounds the start of one engine, its installation included.
+const engineTimeout = 10 * time.Minute
+
+// Server is a private engine of one test: Addr, Kill (kill -9), Stop (SIGTERM), Freeze and Thaw (SIGSTOP, SIGCONT), and
+// Start and Restart, which fail the test where those of engines return an error. It is closed when the test ends.
+type Server struct {
+	*engines.Server
+	t testing.TB
+}
+
+// Start starts the server again on the same port and data, after Kill or Stop, and returns when it is ready for work.
+func (s *Server) Start() {
+	s.t.Helper()
+	ctx, cancel := engineContext()
+	defer cancel()
+	if err := s.Server.Start(ctx); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Restart stops the server (SIGTERM), if it runs, and starts it again.
+func (s *Server) Restart() {
+	s.t.Helper()
+	s.Stop()
+	s.Start()
+}
+
+// StartKafka starts a private Kafka cluster of one broker, whose group coordinator is warm. Lines are added to its
+// server.properties.
+func StartKafka(t testing.TB, lines ...string) *Server {
+	t.Helper()
+	return start(t, lines, engines.StartKafka)
+}
+
+// StartKafkaCluster starts a private Kafka cluster of three brokers, with replication factor 3 and min.insync.replicas 2.
+func StartKafkaCluster(t testing.TB) []*Server {
+	t.Helper()
+	var all []*Server
+	start(t, nil, func(ctx context.Context, o engines.Options) (*engines.Server, error) {
+		const brokers = 3 // the least that keeps a quorum while one is away
+		cluster, err := engines.StartKafkaCluster(ctx, brokers, o)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range cluster {
+			all = append(all, own(t, s))
+		}
+		return cluster[0], nil
+	})
+	return all
+}
+
+// StartMySQL starts a private MariaDB server; its DSN is [engines.Server.MySQLDSN] of a database that the caller creates.
+func StartMySQL(t testing.TB, args ...string) *Server {
+	t.Helper()
+	return start(t, args, engines.StartMariaDB)
+}
+
+// StartRedis starts a private Redis server, without persistence unless args say otherwise. Its URL is RedisURL.
+func StartRedis(t testing.TB, args ...string) *Server {
+	t.Helper()
+	return start(t, args, engines.StartRedis)
+}
+
+// StartSentinel starts a private Redis sentinel that watches the primary at host:port under name, alone in its vote.
+func StartSentinel(t testing.TB, name, primary string) *Server {
+	t.Helper()
+	return start(t, nil, func(ctx context.Context, o engines.Options) (*engines.Server, error) {
+		return engines.StartSentinel(ctx, o, name, primary, 1)
+	})
+}
+
+// StartClickHouse starts a private ClickHouse engine; its DSN is [engines.Server.ClickHouseDSN].
+func StartClickHouse(t testing.TB) *Server {
+	t.Helper()
+	return start(t, nil, engines.StartClickHouse)
+}
+
+// start starts an engine for t and closes it when t ends. With -short it skips, for a quick run on a machine without the
+// engines; otherwise an engine that cannot be had fails the test.
+func start(t testing.TB, args []string, f func(context.Context, engines.Options) (*engines.Server, error)) *Server {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: needs a real engine")
+	}
+	c, err := engines.Open(os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := engineContext()
+	defer cancel()
+	s, err := f(ctx, engines.Options{Cache: c, Args: args})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return own(t, s)
+}
+
+func own(t testing.TB, s *engines.Server) *Server {
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("close %s: %v", s.Name, err)
+		}
+	})
+	return &Server{Server: s, t: t}
+}
+
+// engineContext is not the test's own context: a server is also started and stopped in a test's cleanup.
+func engineContext() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), engineTimeout)
+}
+
+// shared is an engine that the tests of one binary share, started by the first that needs it. It dies with the binary.
+type shared struct {
+	env  string // the variable that names an engine that runs already
+	f    func(context.Context, engines.Options) (*engines.Server, error)
+	addr func(*engines.Server) string
+
+	once   sync.Once
+	server string
+	err    error
+}
+
+var (
+	sharedKafka = shared{env: KafkaEnv, f: engines.StartKafka, addr: func(s *engines.Server) string { return s.Addr }}
+	sharedMySQL = shared{env: MySQLEnv, f: engines.StartMariaDB, addr: func(s *engines.Server) string { return s.MySQLDSN("") }}
+	sharedRedis = shared{env: RedisEnv, f: engines.StartRedis, addr: func(s *engines.Server) string { return s.RedisURL() }}
+	sharedClick = shared{env: ClickHouseEnv, f: engines.StartClickHouse, addr: func(s *engines.Server) string { return s.ClickHouseDSN("default") }}
+)
+
+// get returns the address of the shared engine.
+func (e *shared) get(t testing.TB) string {
+	t.Helper()
+	if addr := os.Getenv(e.env); addr != "" {
+		return addr
+	}
+	if testing.Short() {
+		t.Skipf("-short: needs a real engine (%s)", e.env)
+	}
+	e.once.Do(func() {
+		c, err := engines.Open(os.Stderr)
+		if err != nil {
+			e.err = err
+			return
+		}
+		ctx, cancel := engineContext()
+		defer cancel()
+		s, err := e.f(ctx, engines.Options{Cache: c})
+		if err != nil {
+			e.err = err
+			return
+		}
+		e.server = e.addr(s)
+	})
+	if e.err != nil {
+		t.Fatalf("%v (or set %s to a running engine, or run with -short to leave such tests out)", e.err, e.env)
+	}
+	return e.server
+}
