@@ -1,0 +1,220 @@
+package eventlog
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
+)
+
+// maxFetchResponse bounds one fetch response (L7): a broker returns at most the bytes asked for, or one whole batch, and
+// no sane topic allows batches of this size.
+const maxFetchResponse = 64 << 20
+
+// fetchVersion is the version of the Fetch call that is spoken: Kafka 2.3 and newer, the embedded broker too. It is the last one
+// without tagged fields.
+const fetchVersion = 11
+
+var errOldBroker = errors.New("the broker is older than Kafka 2.3")
+
+// fetchRequest is one Fetch call for one partition. It travels through kafka-go's transport, which routes it to the
+// partition's leader and owns connections, TLS and SASL, but writes and reads its own bytes: kafka-go decodes each record with
+// its headers into some 20 allocations, this leaves the values where they arrived.
+type fetchRequest struct {
+	clientID  string
+	topic     string
+	partition int
+	offset    int64
+	maxBytes  int
+	maxWait   time.Duration
+
+	version int16 // negotiated by the connection, set in Required
+}
+
+var (
+	_ protocol.BrokerMessage = (*fetchRequest)(nil)
+	_ protocol.RawExchanger  = (*fetchRequest)(nil)
+)
+
+// ApiKey implements protocol.Message.
+func (r *fetchRequest) ApiKey() protocol.ApiKey { return protocol.Fetch } //nolint:revive // kafka-go's name
+
+// Broker routes the request to the partition's leader.
+func (r *fetchRequest) Broker(cluster protocol.Cluster) (protocol.Broker, error) {
+	partition, ok := cluster.Topics[r.topic].Partitions[int32(r.partition)]
+	if !ok {
+		return protocol.Broker{ID: -1}, kafka.UnknownTopicOrPartition
+	}
+	broker, ok := cluster.Brokers[partition.Leader]
+	if !ok {
+		return protocol.Broker{ID: -1}, kafka.LeaderNotAvailable
+	}
+	return broker, nil
+}
+
+// Required implements protocol.RawExchanger: always.
+func (r *fetchRequest) Required(versions map[protocol.ApiKey]int16) bool {
+	r.version = versions[protocol.Fetch]
+	return true
+}
+
+// RawExchange writes the request and reads its response.
+func (r *fetchRequest) RawExchange(rw io.ReadWriter) (protocol.Message, error) {
+	if r.version < fetchVersion {
+		return nil, errOldBroker
+	}
+	if _, err := rw.Write(r.encode()); err != nil {
+		return nil, fmt.Errorf("write fetch request: %w", err)
+	}
+	var size [4]byte
+	if _, err := io.ReadFull(rw, size[:]); err != nil {
+		return nil, fmt.Errorf("read fetch response: %w", err)
+	}
+	n := int(int32(binary.BigEndian.Uint32(size[:])))
+	if n < 4 || n > maxFetchResponse {
+		return nil, fmt.Errorf("read fetch response: %d bytes announced, allowed are 4 to %d", n, maxFetchResponse)
+	}
+	body := make([]byte, n)
+	if _, err := io.ReadFull(rw, body); err != nil {
+		return nil, fmt.Errorf("read fetch response: %w", err)
+	}
+	return decodeFetch(body)
+}
+
+// correlation is the id of every request: a connection carries one request at a time.
+const correlation = 1
+
+func (r *fetchRequest) encode() []byte {
+	b := make([]byte, 4, 128+len(r.topic)+len(r.clientID))
+	be := binary.BigEndian
+	str := func(s string) {
+		b = be.AppendUint16(b, uint16(len(s)))
+		b = append(b, s...)
+	}
+	b = be.AppendUint16(b, uint16(protocol.Fetch))
+	b = be.AppendUint16(b, fetchVersion)
+	b = be.AppendUint32(b, correlation)
+	str(r.clientID)
+	b = be.AppendUint32(b, ^uint32(0)) // replica: a consumer
+	b = be.AppendUint32(b, uint32(r.maxWait.Milliseconds()))
+	b = be.AppendUint32(b, 1) // min bytes: answer as soon as there is a record
+	b = be.AppendUint32(b, uint32(r.maxBytes))
+	b = append(b, 0)                   // isolation: nobody writes transactions here
+	b = be.AppendUint32(b, 0)          // no fetch session
+	b = be.AppendUint32(b, ^uint32(0)) //
+	b = be.AppendUint32(b, 1)
+	str(r.topic)
+	b = be.AppendUint32(b, 1)
+	b = be.AppendUint32(b, uint32(r.partition))
+	b = be.AppendUint32(b, ^uint32(0)) // leader epoch: unknown
+	b = be.AppendUint64(b, uint64(r.offset))
+	b = be.AppendUint64(b, ^uint64(0)) // log start: followers only
+	b = be.AppendUint32(b, uint32(r.maxBytes))
+	b = be.AppendUint32(b, 0) // forgotten topics
+	str("")                   // rack
+	be.PutUint32(b, uint32(len(b)-4))
+	return b
+}
+
+// fetchResponse is the part of a Fetch response that matters here; records aliases the response.
+type fetchResponse struct {
+	errorCode     int16
+	highWatermark int64
+	logStart      int64
+	records       []byte
+}
+
+// ApiKey implements protocol.Message.
+func (r *fetchResponse) ApiKey() protocol.ApiKey { return protocol.Fetch } //nolint:revive // kafka-go's name
+
+// decodeFetch reads the response to a request for one partition.
+func decodeFetch(body []byte) (*fetchResponse, error) {
+	d := wire{b: body}
+	if id := d.int32(); id != correlation && !d.short {
+		return nil, fmt.Errorf("read fetch response: correlation id is %d, not %d", id, correlation)
+	}
+	d.int32() // throttle
+	res := &fetchResponse{errorCode: d.int16()}
+	d.int32() // session
+	if topics := d.int32(); topics == 0 && !d.short {
+		if res.errorCode == 0 {
+			return nil, errors.New("read fetch response: it has no partition")
+		}
+		return res, nil
+	}
+	d.bytes(int(d.int16())) // topic
+	if partitions := d.int32(); partitions != 1 && !d.short {
+		return nil, fmt.Errorf("read fetch response: it has %d partitions", partitions)
+	}
+	d.int32() // partition
+	if code := d.int16(); code != 0 {
+		res.errorCode = code
+	}
+	res.highWatermark = d.int64()
+	d.int64() // last stable offset
+	res.logStart = d.int64()
+	for range max(0, d.int32()) { // aborted transactions
+		d.int64()
+		d.int64()
+		if d.short {
+			break
+		}
+	}
+	d.int32() // preferred replica
+	res.records = d.bytes(int(max(0, d.int32())))
+	if d.short {
+		return nil, fmt.Errorf("read fetch response: %w", io.ErrUnexpectedEOF)
+	}
+	return res, nil
+}
+
+// wire reads big-endian fields and remembers if there were too few bytes.
+type wire struct {
+	b     []byte
+	short bool
+}
+
+func (d *wire) bytes(n int) []byte {
+	if n < 0 || n > len(d.b) {
+		d.short, d.b = true, nil
+		return nil
+	}
+	head := d.b[:n:n]
+	d.b = d.b[n:]
+	return head
+}
+
+func (d *wire) int16() int16 {
+	if b := d.bytes(2); b != nil {
+		return int16(binary.BigEndian.Uint16(b))
+	}
+	return 0
+}
+
+func (d *wire) int32() int32 {
+	if b := d.bytes(4); b != nil {
+		return int32(binary.BigEndian.Uint32(b))
+	}
+	return 0
+}
+
+func (d *wire) int64() int64 {
+	if b := d.bytes(8); b != nil {
+		return int64(binary.BigEndian.Uint64(b))
+	}
+	return 0
+}
+
+func (d *wire) varint() int64 {
+	v, n := binary.Varint(d.b)
+	if n <= 0 {
+		d.short, d.b = true, nil
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}

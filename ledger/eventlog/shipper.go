@@ -1,0 +1,194 @@
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/segmentio/kafka-go"
+
+	"ledgerline/ledger"
+)
+
+// Source is where parcels come from: a journal.
+type Source interface {
+	// Next blocks until there are durable events that it has not returned yet, and returns at most max of them in journal
+	// order. io.EOF says that there will never be more. The values must stay as they are: a timed-out attempt may still
+	// be reading them.
+	Next(ctx context.Context, max int) ([]ledger.Parcel, error)
+	// Acked says that every event of partition up to seq is in the log. It is called in ascending order within a partition,
+	// from one goroutine per partition.
+	Acked(partition int, seq uint64)
+}
+
+// Rereader is a Source that can return its events a second time. It keeps one stuck partition from holding up the others:
+// what does not fit into the stuck one's lane is left in the journal and read again later.
+type Rereader interface {
+	Source
+	// Reread returns events of partition with a sequence above after, in order, about maxBytes of them but at least one if
+	// there is any.
+	Reread(ctx context.Context, partition int, after uint64, maxBytes int) ([]ledger.Parcel, error)
+}
+
+// Defaults of ShipperConfig.
+const (
+	// DefaultBatchBytes keeps a batch below Kafka's default message.max.bytes of 1,048,588 with headers and framing.
+	DefaultBatchBytes = 900_000
+	// DefaultLaneBytes bounds what waits in memory per partition: four full batches hide the round trip.
+	DefaultLaneBytes = 4 << 20
+	// DefaultSpacing is the shortest time from one request of a partition to the next. A lone event goes at once; under load it
+	// makes batches, which cost the broker and its disk far less, and is small beside the consumers' 200 ms.
+	DefaultSpacing = 10 * time.Millisecond
+	// nextMax bounds the parcels asked of a source at once.
+	nextMax = 1024
+	// parcelOverhead is what a record costs beside its value: key, headers, framing.
+	parcelOverhead = 320
+)
+
+// ShipperConfig tunes a Shipper. Zero fields take the defaults.
+type ShipperConfig struct {
+	BatchBytes int           // bytes of one produce request
+	LaneBytes  int           // bytes waiting or under way per partition and source
+	Spacing    time.Duration // between two requests of a partition; negative: none
+	Codec      kafka.Compression
+	Registerer prometheus.Registerer
+	Logger     *slog.Logger
+}
+
+// Shipper carries events from journals to the log. Per source and partition one request is under way at a time, repeated until it is
+// acknowledged by all in-sync replicas, so no event overtakes an earlier one (L5).
+type Shipper struct {
+	client  *Client
+	cfg     ShipperConfig
+	metrics *shipMetrics
+
+	mu    sync.Mutex
+	lanes map[*lane]struct{} // of all sources, for the metrics
+}
+
+// NewShipper returns a shipper that writes through client.
+func NewShipper(client *Client, cfg ShipperConfig) *Shipper {
+	if cfg.BatchBytes <= 0 {
+		cfg.BatchBytes = DefaultBatchBytes
+	}
+	if cfg.LaneBytes <= 0 {
+		cfg.LaneBytes = DefaultLaneBytes
+	}
+	if cfg.Spacing == 0 {
+		cfg.Spacing = DefaultSpacing
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Shipper{client: client, cfg: cfg, lanes: map[*lane]struct{}{}}
+	s.metrics = newShipMetrics(cfg.Registerer, s)
+	return s
+}
+
+// Ship carries what source yields until the source ends (io.EOF) and everything it yielded is acknowledged, which is the only
+// case that returns nil; until ctx ends; or until the source fails. Several sources may be shipped at once, each by its own
+// call. After Ship has returned, nothing of the source is touched any more.
+func (s *Shipper) Ship(ctx context.Context, source Source) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	lanes := map[int]*lane{}
+	var running sync.WaitGroup
+	defer func() {
+		cancel()
+		running.Wait()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, l := range lanes {
+			delete(s.lanes, l)
+		}
+	}()
+	for {
+		parcels, err := source.Next(ctx, nextMax)
+		for _, p := range parcels {
+			l := lanes[p.Partition]
+			if l == nil {
+				l = s.newLane(source, p.Partition)
+				lanes[p.Partition] = l
+				running.Go(func() { l.run(ctx) })
+			}
+			if err := l.push(ctx, p); err != nil {
+				return err
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return drain(ctx, lanes)
+		case err != nil:
+			return fmt.Errorf("ship events: %w", err)
+		}
+	}
+}
+
+// drain waits until every lane is empty.
+func drain(ctx context.Context, lanes map[int]*lane) error {
+	for _, l := range lanes {
+		if err := l.drained(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Shipper) newLane(source Source, partition int) *lane {
+	reread, _ := source.(Rereader)
+	l := &lane{
+		shipper:    s,
+		source:     source,
+		reread:     reread,
+		partition:  partition,
+		batchBytes: s.cfg.BatchBytes,
+		wake:       make(chan struct{}, 1),
+		room:       make(chan struct{}, 1),
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lanes[l] = struct{}{}
+	return l
+}
+
+// backlog returns how many parcels wait or are under way, and since when the oldest does.
+func (s *Shipper) backlog() (parcels int, oldest time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for l := range s.lanes {
+		n, at := l.backlog()
+		parcels += n
+		if n > 0 && (oldest.IsZero() || at.Before(oldest)) {
+			oldest = at
+		}
+	}
+	return parcels, oldest
+}
+
+// produce sends one batch once.
+func (s *Shipper) produce(ctx context.Context, partition int, parcels []ledger.Parcel) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	res, err := s.client.kafka.Produce(ctx, &kafka.ProduceRequest{
+		Topic:        s.client.cfg.Topic,
+		Partition:    partition,
+		RequiredAcks: kafka.RequireAll,
+		Records:      newRecords(parcels),
+		Compression:  s.cfg.Codec,
+	})
+	if err == nil {
+		err = res.Error
+	}
+	if err == nil && len(res.RecordErrors) > 0 {
+		err = fmt.Errorf("%d records refused", len(res.RecordErrors))
+	}
+	if err != nil {
+		return s.client.failed(fmt.Sprintf("produce %d events to %s[%d]", len(parcels), s.client.cfg.Topic, partition), err)
+	}
+	return nil
+}
