@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"fmt"
 	"net/url"
 	"strconv"
 	"strings"
@@ -42,6 +43,9 @@ func KafkaTopic(t testing.TB, partitions int) (brokers []string, topic string) {
 	if err != nil {
 		t.Fatalf("create topic %s: %v", topic, err)
 	}
+	if err := awaitLeaders(ctx, client, topic, partitions); err != nil {
+		t.Fatalf("create topic %s: %v", topic, err)
+	}
 	t.Cleanup(func() {
 		ctx, cancel := engineContext()
 		defer cancel()
@@ -50,6 +54,30 @@ func KafkaTopic(t testing.TB, partitions int) (brokers []string, topic string) {
 		}
 	})
 	return brokers, topic
+}
+
+// awaitLeaders returns when every partition of a new topic can be written to: brokers learn of it a moment after its creator.
+func awaitLeaders(ctx context.Context, client *kafka.Client, topic string, partitions int) error {
+	const poll = 10 * time.Millisecond
+	for {
+		ready := 0
+		meta, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
+		if err == nil && len(meta.Topics) == 1 {
+			for _, p := range meta.Topics[0].Partitions {
+				if p.Error == nil && p.Leader.Port != 0 {
+					ready++
+				}
+			}
+		}
+		if ready == partitions {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d of %d partitions have a leader: %w", ready, partitions, ctx.Err())
+		case <-time.After(poll):
+		}
+	}
 }
 
 // MySQL returns the DSN of an empty database of the test's own on a shared MySQL or MariaDB server. It is dropped when the

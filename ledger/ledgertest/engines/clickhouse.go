@@ -155,7 +155,7 @@ func StartClickHouse(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, _, err := newServer("clickhouse", o)
+	s, _, err := newServer(ctx, "clickhouse", o)
 	if err != nil {
 		return nil, err
 	}
@@ -193,4 +193,10 @@ func clickhouseDo(ctx context.Context, addr, query string) (string, error) {
 		return "", fmt.Errorf("%s: %s", res.Status, tail(string(body)))
 	}
 	return string(body), nil
+}
+
+// ClickHouseExec runs one statement without a result.
+func (s *Server) ClickHouseExec(ctx context.Context, statement string) error {
+	_, err := clickhouseDo(ctx, s.Addr, statement)
+	return err
 }

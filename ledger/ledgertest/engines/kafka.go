@@ -2,7 +2,9 @@ package engines
 
 import (
 	"context"
+	"crypto/rand"
 	_ "embed"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -75,7 +77,7 @@ func StartKafkaCluster(ctx context.Context, n int, o Options) ([]*Server, error)
 		}
 	}
 	for i := range nodes {
-		if nodes[i], err = newKafkaNode(home, i+1, n, o); err != nil {
+		if nodes[i], err = newKafkaNode(ctx, home, i+1, n, o); err != nil {
 			closeAll()
 			return nil, err
 		}
@@ -110,16 +112,17 @@ func StartKafkaCluster(ctx context.Context, n int, o Options) ([]*Server, error)
 type kafkaNode struct {
 	server         *Server
 	id             int
-	home           string // the cache entry
+	cache          *Cache
+	home           string // the cache entry of the jars
 	port           int
 	controllerPort int
 }
 
-func newKafkaNode(home string, id, n int, o Options) (*kafkaNode, error) {
+func newKafkaNode(ctx context.Context, home string, id, n int, o Options) (*kafkaNode, error) {
 	if n > 1 && o.Dir != "" {
 		o.Dir = filepath.Join(o.Dir, strconv.Itoa(id))
 	}
-	s, port, err := newServer("kafka", o)
+	s, port, err := newServer(ctx, "kafka", o)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +130,7 @@ func newKafkaNode(home string, id, n int, o Options) (*kafkaNode, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	node := &kafkaNode{server: s, id: id, home: home, port: port, controllerPort: controllerPort}
+	node := &kafkaNode{server: s, id: id, cache: o.Cache, home: home, port: port, controllerPort: controllerPort}
 	s.command = func() *exec.Cmd {
 		return node.java("kafka.Kafka", node.properties())
 	}
@@ -163,14 +166,48 @@ func (n *kafkaNode) configure(ctx context.Context, voters string, replicas int, 
 	if err := os.WriteFile(n.properties(), []byte(text), 0o644); err != nil {
 		return fmt.Errorf("write Kafka's settings: %w", err)
 	}
-	if _, err := os.Stat(filepath.Join(data, "meta.properties")); err == nil {
+	if _, err := os.Stat(data); err == nil {
 		return nil
 	}
-	cmd := n.java("kafka.tools.StorageTool", "format", "-t", kafkaClusterID, "-c", n.properties())
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("format Kafka's data folder: %w: %s", err, tail(string(out)))
+	if err := n.format(ctx, data); err != nil {
+		return fmt.Errorf("format Kafka's data folder: %w", err)
 	}
-	return ctx.Err()
+	return nil
+}
+
+// format makes what Kafka's StorageTool makes, without its second of Java: the first records of the cluster's metadata,
+// which are the same for all clusters and lie in the cache, and the identity of this node and folder.
+func (n *kafkaNode) format(ctx context.Context, data string) error {
+	formatted, err := n.cache.entry(ctx, "kafka-4.3.1-bootstrap", "the first records of a Kafka cluster", func(ctx context.Context, dir string) error {
+		settings := strings.NewReplacer("%NODE%", "1", "%VOTERS%", "1@127.0.0.1:2", "%PORT%", "1", "%CONTROLLER_PORT%", "2",
+			"%DATA%", dir, "%REPLICAS%", "1", "%IN_SYNC%", "1").Replace(kafkaProperties)
+		file := filepath.Join(n.server.Dir, "format.properties")
+		if err := os.WriteFile(file, []byte(settings), 0o644); err != nil {
+			return err
+		}
+		cmd := n.java("kafka.tools.StorageTool", "format", "-t", kafkaClusterID, "-c", file)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("run StorageTool: %w: %s", err, tail(string(out)))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	first, err := os.ReadFile(filepath.Join(formatted, "bootstrap.checkpoint"))
+	if err != nil {
+		return err
+	}
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails
+	meta := fmt.Sprintf("version=1\nnode.id=%d\ncluster.id=%s\ndirectory.id=%s\n", n.id, kafkaClusterID, base64.RawURLEncoding.EncodeToString(id[:]))
+	if err := os.Mkdir(data, 0o755); err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(filepath.Join(data, "bootstrap.checkpoint"), first, 0o644),
+		os.WriteFile(filepath.Join(data, "meta.properties"), []byte(meta), 0o644),
+	)
 }
 
 // kafkaReady makes sure that the brokers have found each other and that the group coordinator works: on a new cluster the

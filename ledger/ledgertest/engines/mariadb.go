@@ -76,7 +76,7 @@ func StartMariaDB(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, port, err := newServer("mariadb", o)
+	s, port, err := newServer(ctx, "mariadb", o)
 	if err != nil {
 		return nil, err
 	}
@@ -88,8 +88,8 @@ func StartMariaDB(ctx context.Context, o Options) (*Server, error) {
 	}
 	args := append([]string{"--no-defaults"}, f.common()...)
 	args = append(args,
-		"--datadir="+data, "--port="+strconv.Itoa(port), "--bind-address=127.0.0.1", "--socket=s", // in the data folder: a longer path may exceed what a socket address holds
-		
+		"--datadir="+data, "--port="+strconv.Itoa(port), "--bind-address=127.0.0.1",
+		"--socket=s", // in the data folder: a longer path may exceed what a socket address holds
 		"--pid-file="+filepath.Join(s.Dir, "pid"), "--character-set-server=utf8mb4", "--max-connections=500",
 		"--skip-name-resolve", "--skip-log-bin")
 	args = append(append(args, mariadbSizes...), o.Args...)

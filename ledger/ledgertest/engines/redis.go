@@ -65,7 +65,7 @@ func startRedis(ctx context.Context, program string, o Options, args func(*Serve
 	if err != nil {
 		return nil, err
 	}
-	s, port, err := newServer(strings.TrimSuffix(program, "-server"), o)
+	s, port, err := newServer(ctx, strings.TrimSuffix(program, "-server"), o)
 	if err != nil {
 		return nil, err
 	}

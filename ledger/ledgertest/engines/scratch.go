@@ -1,6 +1,7 @@
 package engines
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -35,11 +36,17 @@ type scratch struct {
 	lock *fileLock
 }
 
-func newScratch(name string) (*scratch, error) {
+func newScratch(ctx context.Context, name string) (*scratch, error) {
 	root, err := scratchRoot()
 	if err != nil {
 		return nil, err
 	}
+	// Without the guard, the sweep of another process could take a lock file between its making and its locking.
+	guard, err := acquire(ctx, filepath.Join(root, "guard"))
+	if err != nil {
+		return nil, fmt.Errorf("make a scratch folder: %w", err)
+	}
+	defer guard.release()
 	sweep(root)
 	dir, err := os.MkdirTemp(root, name+"-")
 	if err != nil {
@@ -90,7 +97,7 @@ func claimPort() (int, *fileLock, error) {
 		if err != nil {
 			return 0, nil, err
 		}
-		if portFree(port) {
+		if PortFree(port) {
 			return port, lock, nil
 		}
 		lock.release()
@@ -98,7 +105,8 @@ func claimPort() (int, *fileLock, error) {
 	return 0, nil, fmt.Errorf("find a free port: none in %d tries between %d and %d", portTries, firstPort, lastPort)
 }
 
-func portFree(port int) bool {
+// PortFree says whether nothing listens on a port of 127.0.0.1.
+func PortFree(port int) bool {
 	l, err := net.Listen("tcp", loopback(port))
 	if err != nil {
 		return false

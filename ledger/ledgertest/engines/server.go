@@ -55,10 +55,10 @@ const (
 var ErrRunning = errors.New("server is running")
 
 // newServer claims a port and a folder for a server named name.
-func newServer(name string, o Options) (*Server, int, error) {
+func newServer(ctx context.Context, name string, o Options) (*Server, int, error) {
 	s := &Server{Name: name, Dir: o.Dir, detach: o.Detach}
 	if o.Dir == "" {
-		sc, err := newScratch(name)
+		sc, err := newScratch(ctx, name)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -73,7 +73,7 @@ func newServer(name string, o Options) (*Server, int, error) {
 			return nil, 0, errors.Join(err, s.Close())
 		}
 		port = p
-	} else if !portFree(port) {
+	} else if !PortFree(port) {
 		return nil, 0, errors.Join(fmt.Errorf("start %s: port %d is taken", name, port), s.Close())
 	}
 	s.Addr = loopback(port)
