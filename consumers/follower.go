@@ -1,0 +1,311 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"ledgerline/ledger"
+	"ledgerline/ledger/eventlog"
+)
+
+// follower feeds the sink from one partition, from one reading of its position to the next failure.
+type follower struct {
+	r         *Runner
+	partition int
+	logger    *slog.Logger
+
+	applied  int64 // the position that the sink has stored
+	pending  []ledger.Record
+	reached  int64 // the offset after what is pending
+	bytes    int   // fetched bytes that pending keeps alive
+	due      time.Time
+	looked   time.Time
+	lookBad  bool // the last look failed
+	progress bool // something was applied
+}
+
+// run follows the partition. It returns ctx's error, ErrFenced, a *stop, or a failure that may pass.
+func (f *follower) run(ctx context.Context) error {
+	f.r.set(f.partition, func(s *Status) {
+		if s.State != StateStopped { // a stopped partition stays one until it proves to be in order
+			s.State, s.Reason = StateStarting, ""
+		}
+	})
+	position, err := f.r.sink.Position(ctx, f.partition)
+	if err != nil {
+		return fmt.Errorf("read position: %w", err)
+	}
+	if err := f.compare(ctx, position); err != nil {
+		return err
+	}
+	f.applied, f.reached = position.Offset, position.Offset
+	f.r.set(f.partition, func(s *Status) { s.State, s.Reason, s.Offset = StateRunning, "", position.Offset })
+	if err := f.lookNow(ctx); err != nil {
+		return err
+	}
+	defer f.release()
+	err = f.follow(ctx)
+	if ctx.Err() != nil && len(f.pending) > 0 {
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
+		defer cancel()
+		_ = f.r.sink.Apply(last, f.partition, f.applied, f.reached, f.pending) // if it fails, the next owner does it
+	}
+	return err
+}
+
+type fetched struct {
+	batch eventlog.Batch
+	err   error
+}
+
+// follow fetches and applies until something fails. The fetcher works one response ahead.
+func (f *follower) follow(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	ahead := make(chan fetched)
+	defer func() {
+		cancel()
+		for range ahead { // until the fetcher has closed it
+		}
+	}()
+	go f.fetch(ctx, f.reached, ahead)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		timer.Reset(f.untilNext())
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case got := <-ahead:
+			if got.err != nil {
+				return errors.Join(f.flush(ctx), got.err)
+			}
+			if err := f.take(ctx, got.batch); err != nil {
+				return err
+			}
+		case <-timer.C:
+		}
+		if len(f.pending) > 0 && !time.Now().Before(f.due) {
+			if err := f.flush(ctx); err != nil {
+				return err
+			}
+		}
+		if f.r.look != nil && time.Since(f.looked) >= f.r.cfg.LookEvery {
+			if err := f.lookNow(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// untilNext returns how long there is nothing to do but wait for records.
+func (f *follower) untilNext() time.Duration {
+	wait := time.Hour
+	if len(f.pending) > 0 {
+		wait = time.Until(f.due)
+	}
+	if f.r.look != nil {
+		wait = min(wait, f.r.cfg.LookEvery-time.Since(f.looked))
+	}
+	return max(0, wait)
+}
+
+// fetch sends what the partition holds from offset on, until ctx ends or an error that it has sent.
+func (f *follower) fetch(ctx context.Context, offset int64, ahead chan<- fetched) {
+	defer close(ahead)
+	for {
+		batch, err := f.r.client.Fetch(ctx, f.partition, offset)
+		select {
+		case ahead <- fetched{batch, err}:
+		case <-ctx.Done():
+			return
+		}
+		if err != nil {
+			return
+		}
+		offset = batch.Next
+	}
+}
+
+// take adds a batch to what is pending, and applies what is due by size, by urgency, or because the memory is needed.
+func (f *follower) take(ctx context.Context, batch eventlog.Batch) error {
+	f.r.set(f.partition, func(s *Status) { s.End = batch.End })
+	if len(batch.Records) == 0 {
+		return nil
+	}
+	f.bytes += batch.Bytes
+	total := f.r.buffered.Add(int64(batch.Bytes))
+	urgent := false
+	for i := range batch.Records {
+		record := &batch.Records[i]
+		if record.Err != nil {
+			if errors.Is(record.Err, ledger.ErrNewer) {
+				return errors.Join(f.flush(ctx), f.newer(record))
+			}
+			f.r.metrics.undecodable.Inc()
+		}
+		if len(f.pending) == 0 {
+			f.due = time.Now().Add(f.r.cfg.Interval)
+			f.r.set(f.partition, func(s *Status) { s.Oldest = made(record) })
+		}
+		f.pending = append(f.pending, *record)
+		f.reached = record.Offset + 1
+		urgent = urgent || f.r.cfg.Urgent(record)
+		if len(f.pending) >= f.r.cfg.MaxRecords {
+			if err := f.flush(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	f.reached = batch.Next
+	if len(f.pending) > 0 && (urgent || total > int64(f.r.cfg.MaxBuffered)) {
+		return f.flush(ctx)
+	}
+	return nil
+}
+
+// made returns when the event of a record was made, or now if that is not known.
+func made(record *ledger.Record) time.Time {
+	if record.Err != nil {
+		return time.Now()
+	}
+	return time.UnixMilli(record.Event.Time)
+}
+
+func (f *follower) newer(record *ledger.Record) error {
+	return &stop{
+		reason:  fmt.Sprintf("record %d was written by a newer version: update this binary; nothing is skipped meanwhile", record.Offset),
+		err:     record.Err,
+		looking: true,
+	}
+}
+
+// flush applies what is pending, again and again until the sink has it, finds itself fenced, or ctx ends.
+func (f *follower) flush(ctx context.Context) error {
+	if len(f.pending) == 0 {
+		return nil
+	}
+	for failures := 1; ; failures++ {
+		start := time.Now()
+		err := f.r.sink.Apply(ctx, f.partition, f.applied, f.reached, f.pending)
+		if err == nil {
+			f.r.metrics.flushed(len(f.pending), time.Since(start))
+			break
+		}
+		if ctx.Err() != nil || errors.Is(err, ErrFenced) {
+			return fmt.Errorf("apply %d records: %w", len(f.pending), err)
+		}
+		f.r.metrics.retries.Inc()
+		f.r.set(f.partition, func(s *Status) { s.State, s.Reason = StateRetrying, err.Error() })
+		wait := retryWait(failures)
+		f.logger.Warn("records cannot be applied yet, trying again", "records", len(f.pending), "in", wait, "err", err)
+		if !pause(ctx, wait) {
+			return ctx.Err()
+		}
+	}
+	f.progress = true
+	f.applied = f.reached
+	f.release()
+	f.r.set(f.partition, func(s *Status) {
+		s.State, s.Reason, s.Offset, s.Oldest = StateRunning, "", f.applied, time.Time{}
+	})
+	f.r.group.Committed(f.partition, f.applied)
+	return f.lookNow(ctx)
+}
+
+// release forgets what was pending. The records are the sink's now, so their array is not used again.
+func (f *follower) release() {
+	f.r.buffered.Add(-int64(f.bytes))
+	f.pending, f.bytes = nil, 0
+}
+
+// lookNow lets the sink look after itself. Only being fenced is an error.
+func (f *follower) lookNow(ctx context.Context) error {
+	if f.r.look == nil {
+		return nil
+	}
+	err := f.r.look.Look(ctx, f.partition)
+	f.looked = time.Now()
+	switch {
+	case err == nil, ctx.Err() != nil:
+		f.lookBad = false
+	case errors.Is(err, ErrFenced):
+		return fmt.Errorf("look: %w", err)
+	default:
+		f.r.metrics.lookErrors.Inc()
+		if !f.lookBad {
+			f.logger.Warn("looking failed, going on", "err", err)
+		}
+		f.lookBad = true
+	}
+	return nil
+}
+
+// idle waits for d, looking meanwhile if asked to.
+func (f *follower) idle(ctx context.Context, d time.Duration, looking bool) {
+	if !looking || f.r.look == nil {
+		pause(ctx, d)
+		return
+	}
+	for end := time.Now().Add(d); time.Now().Before(end); {
+		if !pause(ctx, f.r.cfg.LookEvery) || f.lookNow(ctx) != nil {
+			return
+		}
+	}
+}
+
+// compareAttempts is how often a position is compared with the log before the partition is stopped: just after an election the
+// new leader may not know yet how far the log was acknowledged.
+const compareAttempts = 4
+
+// compare stops the partition unless the log is the one that the position was taken from.
+func (f *follower) compare(ctx context.Context, position Position) error {
+	for attempt := 1; ; attempt++ {
+		err := f.compareOnce(ctx, position)
+		var stopped *stop
+		if !errors.As(err, &stopped) || attempt == compareAttempts {
+			return err
+		}
+		if !pause(ctx, retryWait(attempt)) {
+			return ctx.Err()
+		}
+	}
+}
+
+func (f *follower) compareOnce(ctx context.Context, position Position) error {
+	first, end, err := f.r.client.Bounds(ctx, f.partition)
+	if err != nil {
+		return err
+	}
+	f.r.set(f.partition, func(s *Status) { s.End = end })
+	if position.Offset < first || position.Offset > end {
+		return f.foreign(fmt.Errorf("the position is %d, the log holds [%d, %d]", position.Offset, first, end))
+	}
+	if position.LastEvent.IsZero() {
+		return nil
+	}
+	if position.LastOffset < first {
+		f.logger.Warn("the last record applied is no longer in the log, taking it for the same log", "offset", position.LastOffset, "first", first)
+		return nil
+	}
+	record, err := f.r.client.ReadAt(ctx, f.partition, position.LastOffset)
+	switch {
+	case errors.Is(err, eventlog.ErrNoRecord), errors.Is(err, eventlog.ErrOutOfRange):
+		return f.foreign(err)
+	case err != nil:
+		return err
+	case record.Err == nil && record.Event.ID != position.LastEvent, record.Err != nil && !errors.Is(record.Err, ledger.ErrNewer):
+		return f.foreign(fmt.Errorf("record %d is event %s, but event %s was applied from there", position.LastOffset, record.Event.ID, position.LastEvent))
+	}
+	return nil
+}
+
+func (f *follower) foreign(err error) error {
+	return &stop{
+		reason: fmt.Sprintf("this is not the log that the projection was built from (topic recreated, truncated or expired?); "+
+			"if that is meant, run: ledgerline consume -adopt-log -projection %s -partition %d", f.r.cfg.Name, f.partition),
+		err: err,
+	}
+}

@@ -1,0 +1,233 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ledgerline/ledger"
+	"ledgerline/ledger/eventlog"
+)
+
+// Defaults and intervals.
+const (
+	// DefaultMaxRecords bounds one Apply: large enough to make statements worth their round trip.
+	DefaultMaxRecords = 5000
+	// DefaultMaxBuffered bounds what waits in all partitions of a runner together, in bytes as fetched; decoded it is about
+	// three times that.
+	DefaultMaxBuffered = 32 << 20
+	// DefaultInterval is the longest that a record waits for others before it is applied.
+	DefaultInterval = 200 * time.Millisecond
+	// DefaultLookEvery is how often a Looker looks while nothing comes.
+	DefaultLookEvery = 100 * time.Millisecond
+
+	retryMin = 100 * time.Millisecond // first pause after a failure
+	retryMax = 5 * time.Second        // longest pause between attempts
+
+	// recheckEvery is how often a stopped partition is looked at again: somebody may have adopted the log, or dealt with the
+	// record in its way.
+	recheckEvery = 10 * time.Second
+	// farewell bounds the last flush of a partition that is given away or of a process that stops.
+	farewell = 2 * time.Second
+)
+
+// Config says how a runner feeds its sink. Zero fields take the defaults.
+type Config struct {
+	Name        string // the projection, for logs, metrics and commands: "quota"
+	Group       string // the Kafka consumer group
+	Partitions  int    // P, as the ledger was created
+	MaxRecords  int    // records of one Apply
+	MaxBuffered int    // bytes waiting in all partitions together; more of them flush early
+	Interval    time.Duration
+	LookEvery   time.Duration
+	Urgent      func(*ledger.Record) bool // a record that must not wait for Interval; may be nil
+	Logger      *slog.Logger
+	Registerer  prometheus.Registerer // may be nil
+}
+
+// Runner feeds one sink from the partitions that its consumer group gives it.
+type Runner struct {
+	client   *eventlog.Client
+	sink     Sink
+	look     Looker // nil: the sink is none
+	cfg      Config
+	group    *eventlog.Group
+	metrics  *metrics
+	buffered atomic.Int64 // bytes waiting, all partitions
+
+	mu     sync.Mutex
+	status map[int]*Status
+}
+
+// State says what a partition is doing.
+type State string
+
+// The states of a partition.
+const (
+	StateStarting State = "starting" // position and log are being compared
+	StateRunning  State = "running"
+	StateRetrying State = "retrying" // something fails that may pass: Reason says what
+	StateStopped  State = "stopped"  // it needs an operator: Reason says what for
+)
+
+// Status is the state of one partition that this process owns.
+type Status struct {
+	Partition int
+	State     State
+	Reason    string    // of StateRetrying and StateStopped
+	Offset    int64     // everything below is in the sink
+	End       int64     // end of the log when it was last seen
+	Oldest    time.Time // when the oldest event that was read and not applied was made; zero: none
+}
+
+// NewRunner returns a runner that reads client's topic into sink.
+func NewRunner(client *eventlog.Client, sink Sink, cfg Config) (*Runner, error) {
+	if cfg.Name == "" || cfg.Group == "" || cfg.Partitions < 1 {
+		return nil, fmt.Errorf("configure consumer %q: name, group and partitions are needed", cfg.Name)
+	}
+	if cfg.MaxRecords <= 0 {
+		cfg.MaxRecords = DefaultMaxRecords
+	}
+	if cfg.MaxBuffered <= 0 {
+		cfg.MaxBuffered = DefaultMaxBuffered
+	}
+	if cfg.Interval <= 0 {
+		cfg.Interval = DefaultInterval
+	}
+	if cfg.LookEvery <= 0 {
+		cfg.LookEvery = DefaultLookEvery
+	}
+	if cfg.Urgent == nil {
+		cfg.Urgent = func(*ledger.Record) bool { return false }
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	cfg.Logger = cfg.Logger.With("projection", cfg.Name)
+	r := &Runner{
+		client: client,
+		sink:   sink,
+		cfg:    cfg,
+		group:  eventlog.NewGroup(client, eventlog.GroupConfig{ID: cfg.Group, Partitions: cfg.Partitions, Logger: cfg.Logger}),
+		status: map[int]*Status{},
+	}
+	r.look, _ = sink.(Looker)
+	r.metrics = newMetrics(cfg.Registerer, r)
+	return r, nil
+}
+
+// Run consumes until ctx ends, then leaves the group and returns nil. It returns an error only for a configuration that cannot
+// work.
+func (r *Runner) Run(ctx context.Context) error { return r.group.Run(ctx, r.own) }
+
+// Status returns the state of the partitions that this process owns, in order.
+func (r *Runner) Status() []Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]Status, 0, len(r.status))
+	for _, s := range r.status {
+		all = append(all, *s)
+	}
+	slices.SortFunc(all, func(a, b Status) int { return a.Partition - b.Partition })
+	return all
+}
+
+// set changes the status of a partition.
+func (r *Runner) set(partition int, change func(*Status)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.status[partition]; s != nil {
+		change(s)
+	}
+}
+
+// stop is the error of a partition that needs an operator.
+type stop struct {
+	reason string
+	err    error
+	// looking says that the sink's position is good, so that it may go on looking after what it has.
+	looking bool
+}
+
+func (s *stop) Error() string { return s.reason + ": " + s.err.Error() }
+func (s *stop) Unwrap() error { return s.err }
+
+// own feeds the sink from one partition until ctx ends, whatever happens.
+func (r *Runner) own(ctx context.Context, partition int) {
+	logger := r.cfg.Logger.With("partition", partition)
+	r.mu.Lock()
+	r.status[partition] = &Status{Partition: partition, State: StateStarting}
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.status, partition)
+	}()
+	failures := 0
+	for {
+		f := &follower{r: r, partition: partition, logger: logger}
+		start := time.Now()
+		err := f.run(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if f.progress || time.Since(start) > retryMax {
+			failures = 0
+		}
+		failures++
+		wait := retryWait(failures)
+		var stopped *stop
+		switch {
+		case errors.Is(err, ErrFenced):
+			logger.Info("another consumer moved the position, reading it again")
+		case errors.As(err, &stopped):
+			wait = recheckEvery
+			r.alarm(logger, partition, stopped)
+		default:
+			logger.Warn("consuming failed, trying again", "in", wait, "err", err)
+			r.set(partition, func(s *Status) { s.State, s.Reason = StateRetrying, err.Error() })
+		}
+		f.idle(ctx, wait, stopped != nil && stopped.looking)
+	}
+}
+
+// alarm marks a partition as stopped, and logs it once.
+func (r *Runner) alarm(logger *slog.Logger, partition int, stopped *stop) {
+	reason := stopped.Error()
+	news := false
+	r.set(partition, func(s *Status) {
+		news = s.State != StateStopped || s.Reason != reason
+		s.State, s.Reason = StateStopped, reason
+	})
+	if news {
+		logger.Error("partition stopped", "reason", stopped.reason, "err", stopped.err)
+	}
+}
+
+// retryWait returns the pause after the given number of failures in a row: doubling, capped, jittered by half.
+func retryWait(failures int) time.Duration {
+	wait := retryMax
+	if failures < 7 {
+		wait = min(retryMax, retryMin<<(failures-1))
+	}
+	return wait/2 + rand.N(wait/2+1)
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
