@@ -3,6 +3,7 @@ package consumers_test
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -89,21 +90,26 @@ func (l *testLog) event(partition int, change func(*ledger.Event)) []byte {
 	return value
 }
 
-// write appends values to a partition.
+// write appends values to a partition. A leader that is still being made is waited for.
 func (l *testLog) write(partition int, values ...[]byte) {
 	l.t.Helper()
-	records := make([]kafka.Record, len(values))
-	for i, v := range values {
-		records[i].Value = kafka.NewBytes(v)
-	}
-	res, err := l.direct.Produce(l.t.Context(), &kafka.ProduceRequest{
-		Topic: l.Topic(), Partition: partition, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(records...),
-	})
-	if err == nil {
-		err = res.Error
-	}
-	if err != nil {
-		l.t.Fatal(err)
+	for deadline := time.Now().Add(patience); ; {
+		records := make([]kafka.Record, len(values))
+		for i, v := range values {
+			records[i].Value = kafka.NewBytes(v)
+		}
+		res, err := l.direct.Produce(l.t.Context(), &kafka.ProduceRequest{
+			Topic: l.Topic(), Partition: partition, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(records...),
+		})
+		if err == nil {
+			err = res.Error
+		}
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, kafka.NotLeaderForPartition) || time.Now().After(deadline) {
+			l.t.Fatal(err)
+		}
 	}
 }
 
