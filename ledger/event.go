@@ -113,6 +113,10 @@ type Rating struct {
 	GroupSpecial    bool   `json:"group_special,omitempty"` // GroupRatio came from GroupGroupRatio
 	ModelPrice      string `json:"model_price,omitempty"`   // US dollars a call
 	QuotaPerUnit    string `json:"quota_per_unit,omitempty"`
-	Other           string `json:"other,omitempty"` // product of further ratios (n, size …)
+	Other           string `json:"other,omitempty"`          // product of further ratios (n, size …)
+	AudioInPrice    string `json:"audio_in_price,omitempty"` // US dollars per million tokens of audio input, where it has a price of its own
+	Tier            string `json:"tier,omitempty"`           // Mode "expr": the tier that matched
 	Saturated       bool   `json:"saturated,omitempty"`
+
+	Tools []ToolPrice `json:"tools,omitempty"` // tool calls billed on top
 }
