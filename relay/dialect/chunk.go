@@ -9,7 +9,8 @@ type Chunk struct {
 	Finishes []Finish // choices that end here
 	// Usage is the raw value of the usage field: nil if absent, "null" where the upstream fills the field later.
 	Usage []byte
-	// HasChoices tells a payload with a choices list; without one it is an error, a ping or another API's shape.
+	// HasChoices tells a payload with a list of choices, or of data as embeddings have it; without one it is an error, a
+	// ping or another API's shape.
 	HasChoices bool
 	// NoChoices tells a payload whose choices list is empty: it carries usage or provider notes, and no text.
 	NoChoices bool
@@ -150,6 +151,10 @@ func (w *walker) top(c *Chunk) {
 			c.Error = len(v) > 0 && string(v) != "null" && string(v) != `""` && string(v) != "{}"
 		case "choices":
 			w.choices(c)
+		case "data":
+			if v := w.value(); len(v) > 2 && v[0] == '[' {
+				c.HasChoices = true
+			}
 		default:
 			w.value()
 		}

@@ -50,7 +50,7 @@ func TestChunkReader(t *testing.T) {
 		{"reasoning under two names", `{"choices":[{"delta":{"reasoning":"r","reasoning_content":"r","content":null}}]}`, view{Texts: []string{"0:r"}, HasChoices: true}},
 		{"tool calls", `{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c","function":{"name":"f","arguments":"{\"a\":"}},{"index":1,"function":{"arguments":"1}"}}]}}]}`, view{Texts: []string{"0:f", `0:{"a":`, "0:1}"}, Tools: 1, HasChoices: true}},
 		{"old function call", `{"choices":[{"delta":{"function_call":{"name":"f","arguments":"x"}}}]}`, view{Texts: []string{"0:f", "0:x"}, Tools: 1, HasChoices: true}},
-		{"embeddings", `{"object":"list","data":[{"embedding":[0.1,-2e5]}],"usage":{"prompt_tokens":3}}`, view{Usage: `{"prompt_tokens":3}`}},
+		{"embeddings", `{"object":"list","data":[{"embedding":[0.1,-2e5]}],"usage":{"prompt_tokens":3}}`, view{Usage: `{"prompt_tokens":3}`, HasChoices: true}},
 		{"deep", `{"x":` + strings.Repeat("[", 100000) + strings.Repeat("]", 100000) + `,"error":"e"}`, view{Error: true}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -15,24 +15,25 @@ const messageTokens = 16
 const roleBytes = 12
 
 // mediaBound is the most tokens one part of a message is reckoned at: Tokens, and one more per BytesPerToken bytes of
-// data that came inline (0: its size does not matter).
-type mediaBound struct{ Tokens, BytesPerToken int64 }
+// data that came inline (0: its size does not matter). Typical is what a part is billed at when the upstream reports
+// nothing; New API's figures.
+type mediaBound struct{ Tokens, BytesPerToken, Typical int64 }
 
 // mediaBounds is the table of DESIGN's upper bound, by the type of the part. A bound that is too low costs no more
 // than a hold that was priced too low: the charge follows what the upstream reports.
 var mediaBounds = map[string]mediaBound{
 	// The dearest formulas in use: 1,445 tokens (tiles at high detail), 1,600 and 4,784 (pixels ÷ 750).
-	"image_url":   {Tokens: 4784},
-	"image":       {Tokens: 4784},
-	"input_image": {Tokens: 4784},
+	"image_url":   {Tokens: 4784, Typical: 520},
+	"image":       {Tokens: 4784, Typical: 520},
+	"input_image": {Tokens: 4784, Typical: 520},
 	// 10 to 32 tokens a second; speech at 32 kbit/s is 5,300 bytes of base64 a second, other codecs more.
-	"input_audio": {Tokens: 256, BytesPerToken: 128},
+	"input_audio": {Tokens: 256, BytesPerToken: 128, Typical: 256},
 	// Text and page images of a document: some 2,000 tokens a page of 20 KiB or more.
-	"file":       {Tokens: 4096, BytesPerToken: 8},
-	"input_file": {Tokens: 4096, BytesPerToken: 8},
+	"file":       {Tokens: 4096, BytesPerToken: 8, Typical: 4096},
+	"input_file": {Tokens: 4096, BytesPerToken: 8, Typical: 4096},
 	// 258 to 300 tokens a second of video at 1 frame a second.
-	"video_url":   {Tokens: 8192, BytesPerToken: 64},
-	"input_video": {Tokens: 8192, BytesPerToken: 64},
+	"video_url":   {Tokens: 8192, BytesPerToken: 64, Typical: 8192},
+	"input_video": {Tokens: 8192, BytesPerToken: 64, Typical: 8192},
 }
 
 // miniImageTokens bounds an image for models of the gpt-4o-mini family, which count one at 33 times the tokens of
@@ -183,6 +184,7 @@ func (r *Request) readPart(part gjson.Result) {
 		bound.Tokens = miniImageTokens
 	}
 	r.TextBytes += rawTextLen(part.Get("text"))
+	r.MediaTypical += bound.Typical
 	r.MediaTokens += bound.Tokens
 	if bound.BytesPerToken > 0 {
 		r.MediaTokens += int64(len(part.Raw)) / bound.BytesPerToken

@@ -49,6 +49,8 @@ type Request struct {
 	Messages    int   // messages, prompts or inputs; ≥ 1
 	TextBytes   int64 // UTF-8 bytes of everything a tokenizer would see
 	MediaTokens int64 // bound for images, audio, video and files, by table
+	// MediaTypical is what those cost as a rule: for counting a prompt, where MediaTokens is for bounding it.
+	MediaTypical int64
 
 	text      string // the body
 	open      int    // offset just behind its opening brace

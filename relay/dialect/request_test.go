@@ -51,12 +51,12 @@ func TestParse(t *testing.T) {
 		{
 			"parts", ChatCompletions,
 			`{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"abc"},{"type":"image_url","image_url":{"url":"data:x"}},{"type":"input_audio","input_audio":{"data":"` + strings.Repeat("A", 1280) + `"}}]},{"role":"assistant","content":null,"name":"x"}]}`,
-			Request{Model: "m", Choices: 1, Outputs: 1, Messages: 2, TextBytes: 3 + 3, MediaTokens: 4784 + 256 + 10},
+			Request{Model: "m", Choices: 1, Outputs: 1, Messages: 2, TextBytes: 3 + 3, MediaTokens: 4784 + 256 + 10, MediaTypical: 520 + 256},
 		},
 		{
 			"gpt-4o-mini's images", ChatCompletions,
 			`{"model":"gpt-4o-mini","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"u"}}]}]}`,
-			Request{Model: "gpt-4o-mini", Choices: 1, Outputs: 1, Messages: 1, MediaTokens: 48169},
+			Request{Model: "gpt-4o-mini", Choices: 1, Outputs: 1, Messages: 1, MediaTokens: 48169, MediaTypical: 520},
 		},
 		{
 			"tools are prompt", ChatCompletions,
