@@ -17,6 +17,8 @@ const (
 	DefaultFetchBytes = 1 << 20
 	// pollWait is how long a broker holds a fetch open when there is nothing new.
 	pollWait = time.Second
+	// recordOverhead is about what a record of ours has beside its value; it only sizes an allocation.
+	recordOverhead = 250
 )
 
 // Batch is what one fetch returned, decoded.
@@ -43,7 +45,7 @@ func (c *Client) fetch(ctx context.Context, partition int, offset int64, wait ti
 	batch := Batch{Next: offset, End: res.highWatermark, First: res.logStart, Bytes: len(res.records)}
 	next, err := eachRecord(res.records, offset, func(offset int64, value []byte) {
 		if batch.Records == nil {
-			batch.Records = make([]ledger.Record, 0, max(1, 2*len(res.records)/(len(value)+200)/2))
+			batch.Records = make([]ledger.Record, 0, len(res.records)/(len(value)+recordOverhead)+1)
 		}
 		batch.Records = append(batch.Records, ledger.Record{Partition: partition, Offset: offset, Value: value})
 	})
