@@ -65,6 +65,7 @@ func TestScannerPayloads(t *testing.T) {
 		{"comment", ": ping\n\ndata: a\n: x\n\n", []want{{Data: "a"}}},
 		{"several lines", "data: {\ndata: \"a\":1\ndata: }\n\n", []want{{Data: "{\n\"a\":1\n}"}}},
 		{"chunks without blank lines", "data: {\"a\":1}\ndata: {\"a\":2}\ndata: [DONE]\n", []want{{Data: `{"a":1}`}, {Data: `{"a":2}`}, {Data: "[DONE]"}}},
+		{"the same, unfinished", "data: {}\ndata: [DONE]", []want{{Data: "{}"}, {Data: "[DONE]"}}},
 		{"named", "event: message_start\ndata: {}\n\n", []want{{Data: "{}", Name: "message_start"}}},
 		{"other fields", "id: 7\nretry: 10\n\ndata: a\nid: 8\n\n", []want{{Data: "a"}}},
 		{"empty data", "data\n\ndata:\n\n", []want{{}, {}}},
