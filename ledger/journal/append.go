@@ -1,0 +1,364 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"ledgerline/ledger"
+)
+
+// Commit is the promise that a record becomes durable. It is a small value; the zero Commit promises nothing.
+type Commit struct{ b *batch }
+
+var errNoCommit = errors.New("wait for a commit that never was")
+
+// Wait returns nil once the record is fsynced (L1), ErrFailed (wrapped) if it will not be, or ctx's error: its fate is unknown
+// then.
+func (c Commit) Wait(ctx context.Context) error {
+	if c.b == nil {
+		return errNoCommit
+	}
+	select {
+	case <-c.b.done:
+		return c.b.err
+	default:
+	}
+	select {
+	case <-c.b.done:
+		return c.b.err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for journal: %w", context.Cause(ctx))
+	}
+}
+
+// Done is closed when the record's fate is decided. The zero Commit's is nil.
+func (c Commit) Done() <-chan struct{} {
+	if c.b == nil {
+		return nil
+	}
+	return c.b.done
+}
+
+// Err returns what Wait would, after Done is closed.
+func (c Commit) Err() error {
+	if c.b == nil {
+		return errNoCommit
+	}
+	<-c.b.done
+	return c.b.err
+}
+
+// batch is what one write and one fsync make durable.
+type batch struct {
+	parts  []part
+	events []queuedEvent
+	moves  []move
+	bytes  int64
+	frames int
+	seq    uint64 // highest given out up to its end
+	done   chan struct{}
+	err    error // set before done is closed
+}
+
+// part is the stretch of a batch that goes to one segment.
+type part struct {
+	seg *segment
+	off int64 // in the segment: also the batch field of its frames
+	buf []byte
+}
+
+// queuedEvent is an event of a batch; its Value is cut from the part when the part has grown to its end.
+type queuedEvent struct {
+	parcel   ledger.Parcel
+	part     int
+	from, to int // of the value, in the part's buf
+	frame    int // of the frame, in the part's buf
+}
+
+// move is what becomes of an older open record once the batch is durable: a newer one, or the end of the hold, stands for it.
+type move struct {
+	state  *openState
+	seg    *segment
+	bytes  int64
+	closed bool // the hold has ended: its slot is free
+}
+
+func (b *batch) finish(err error) {
+	b.err = err
+	close(b.done)
+}
+
+// encoders holds buffers for events, which are encoded before the append lock is taken.
+var eventBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// Open records that a hold was reserved and its request goes on; its slot is bound when Open returns. The record must be
+// durable before the first byte of the response is sent (L1). ErrFull: refuse the request.
+func (j *Journal) Open(rec *OpenRecord) (Commit, error) {
+	enc := openEncoders.Get().(*openEncoder)
+	defer openEncoders.Put(enc)
+	payload, err := enc.encode(rec)
+	switch {
+	case err != nil:
+	case rec.Hold.IsZero() || rec.User <= 0 || rec.Amount < 0:
+		err = fmt.Errorf("hold %s of user %d over %d units is none", rec.Hold, rec.User, rec.Amount)
+	}
+	if err != nil {
+		return Commit{}, fmt.Errorf("open hold: %w", err)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.usable(); err != nil {
+		return Commit{}, fmt.Errorf("open hold: %w", err)
+	}
+	if j.opens[rec.Hold] != nil {
+		return Commit{}, fmt.Errorf("open hold %s: %w", rec.Hold, ErrAlreadyOpen)
+	}
+	if len(j.free) == 0 {
+		return Commit{}, fmt.Errorf("open hold: %w: all %d slots are in use", ErrFull, j.slots.count)
+	}
+	if err := j.room(openBytes + int64(len(payload)) + closeReserve); err != nil {
+		return Commit{}, fmt.Errorf("open hold: %w", err)
+	}
+	index := j.free[len(j.free)-1]
+	j.free = j.free[:len(j.free)-1]
+	o := j.newState()
+	o.slot = j.slots.bind(index, rec.Hold)
+	o.rec = record{
+		Kind: kindOpen, Hold: rec.Hold, Epoch: rec.Epoch, User: rec.User, Slot: index,
+		Amount: rec.Amount, Token: rec.Token, TokenHeld: rec.TokenHeld, Payload: append(o.rec.Payload[:0], payload...),
+	}
+	j.opens[rec.Hold] = o
+	return Commit{j.putOpen(o)}, nil
+}
+
+// Reopen records that an open hold was re-asserted into a newer epoch (DESIGN 7) with amount units. ErrNotOpen if it has been
+// settled or voided meanwhile.
+func (j *Journal) Reopen(hold ledger.ID, epoch uint64, amount int64) (Commit, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	o, err := j.openHold(hold)
+	if err != nil {
+		return Commit{}, fmt.Errorf("reopen hold: %w", err)
+	}
+	old := move{state: o, seg: o.seg, bytes: o.bytes}
+	o.rec.Epoch, o.rec.Amount = epoch, amount
+	b := j.putOpen(o)
+	b.moves = append(b.moves, old)
+	return Commit{b}, nil
+}
+
+// putOpen appends o's open record and makes it the one that stands for o.
+func (j *Journal) putOpen(o *openState) *batch {
+	o.rec.At = time.Now().UnixMilli()
+	b, seg, n := j.put(&o.rec)
+	o.seg, o.bytes = seg, n
+	seg.opens++
+	seg.openBytes += n
+	return b
+}
+
+// Settle records the end of an open hold: what it owes. It gives the event its place (Producer, Seq, Prev) and the epoch of
+// the hold's last open record (Hold.Epoch); after that ev is what will be shipped. It must be durable before the last byte of
+// the response is sent (L1). ErrNotOpen: the hold was closed before, nothing is owed twice (L2). Never ErrFull.
+func (j *Journal) Settle(ev *ledger.Event) (Commit, error) {
+	if ev.Hold == nil {
+		return Commit{}, fmt.Errorf("settle: event %s names no hold", ev.ID)
+	}
+	c, err := j.appendEvent(ev)
+	if err != nil {
+		return Commit{}, fmt.Errorf("settle hold %s: %w", ev.Hold.ID, err)
+	}
+	return c, nil
+}
+
+// Event records an event that settles no hold, such as one from the outbox; otherwise like Settle. ErrFull: try again later.
+func (j *Journal) Event(ev *ledger.Event) (Commit, error) {
+	if ev.Hold != nil {
+		return Commit{}, fmt.Errorf("append event %s: it settles a hold", ev.ID)
+	}
+	c, err := j.appendEvent(ev)
+	if err != nil {
+		return Commit{}, fmt.Errorf("append event %s: %w", ev.ID, err)
+	}
+	return c, nil
+}
+
+func (j *Journal) appendEvent(ev *ledger.Event) (Commit, error) {
+	ev.Producer, ev.Seq, ev.Prev = j.id, 0, 0
+	buf := eventBuffers.Get().(*[]byte)
+	defer eventBuffers.Put(buf)
+	for {
+		var r record
+		if err := r.setEvent(ev, (*buf)[:0]); err != nil {
+			return Commit{}, err
+		}
+		*buf = r.Payload[:0]
+		c, again, err := j.putEvent(&r, ev)
+		if !again {
+			return c, err
+		}
+	}
+}
+
+// putEvent appends r, the encoded ev. again: the hold was reopened in another epoch, which ev names now; encode it again.
+func (j *Journal) putEvent(r *record, ev *ledger.Event) (c Commit, again bool, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var o *openState
+	if ev.Hold != nil {
+		if o, err = j.openHold(r.Hold); err != nil {
+			return Commit{}, false, err
+		}
+		if o.rec.Epoch != r.Epoch {
+			ev.Hold.Epoch = o.rec.Epoch
+			return Commit{}, true, nil
+		}
+	} else {
+		if err := j.usable(); err != nil {
+			return Commit{}, false, err
+		}
+		if err := j.room(int64(r.size())); err != nil {
+			return Commit{}, false, err
+		}
+	}
+	r.At = time.Now().UnixMilli()
+	b, _, _ := j.put(r)
+	ev.Seq, ev.Prev = r.Seq, r.Prev
+	if o != nil {
+		j.closeHold(o, b)
+	}
+	return Commit{b}, false, nil
+}
+
+// Void records that an open hold owes nothing. It returns the epoch of the hold's last open record, for the counters.
+func (j *Journal) Void(hold ledger.ID) (epoch uint64, c Commit, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	o, err := j.openHold(hold)
+	if err != nil {
+		return 0, Commit{}, fmt.Errorf("void hold: %w", err)
+	}
+	r := record{Kind: kindVoid, Hold: hold, Epoch: o.rec.Epoch, User: o.rec.User, At: time.Now().UnixMilli()}
+	b, _, _ := j.put(&r)
+	j.closeHold(o, b)
+	return r.Epoch, Commit{b}, nil
+}
+
+// openHold returns the state of an open hold, with mu held.
+func (j *Journal) openHold(hold ledger.ID) (*openState, error) {
+	if err := j.usable(); err != nil {
+		return nil, err
+	}
+	o := j.opens[hold]
+	if o == nil {
+		return nil, fmt.Errorf("%w: %s", ErrNotOpen, hold)
+	}
+	return o, nil
+}
+
+// closeHold ends o with the record just put into b. The slot and the open record are given up only when b is durable.
+func (j *Journal) closeHold(o *openState, b *batch) {
+	delete(j.opens, o.rec.Hold)
+	o.end()
+	b.moves = append(b.moves, move{state: o, seg: o.seg, bytes: o.bytes, closed: true})
+}
+
+func (o *openState) end() {
+	if o.slot != nil {
+		o.slot.done.Store(true)
+	}
+}
+
+func (j *Journal) newState() *openState {
+	if n := len(j.spare); n > 0 {
+		o := j.spare[n-1]
+		j.spare = j.spare[:n-1]
+		return o
+	}
+	return &openState{}
+}
+
+// Slot returns the slot of an open hold, for its request's goroutine; nil if the hold is not open or its slot was lost.
+func (j *Journal) Slot(hold ledger.ID) *Slot {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if o := j.opens[hold]; o != nil {
+		return o.slot
+	}
+	return nil
+}
+
+// room refuses what would take the journal above a bound (L7). What closes the open requests always fits below MaxBytes.
+func (j *Journal) room(n int64) error {
+	if need := j.live + n + int64(len(j.opens))*closeReserve; need > j.cfg.MaxBytes {
+		return fmt.Errorf("%w: %d of %d bytes are live or reserved", ErrFull, need-n, j.cfg.MaxBytes)
+	}
+	if j.queued+n > maxQueuedBytes {
+		return fmt.Errorf("%w: %d bytes wait for the disk", ErrFull, j.queued)
+	}
+	return nil
+}
+
+// put appends one record to the pending batch, and wakes the writer. It is the only place that gives a record its place.
+func (j *Journal) put(r *record) (b *batch, seg *segment, n int64) {
+	seg = j.segs[len(j.segs)-1]
+	size := int64(frameHeader + r.size())
+	if seg.size+size > j.cfg.SegmentBytes && seg.size > headerBytes(j.cfg.Partitions) {
+		seg = j.newSegment(seg.index + 1)
+	}
+	if r.Kind == kindEvent { // after the new segment: its header names what was given out before it
+		partition := ledger.Partition(r.User, j.cfg.Partitions)
+		j.seq++
+		r.Seq, r.Prev = j.seq, j.last[partition]
+		j.last[partition], j.ships[partition], seg.last[partition] = j.seq, j.seq, j.seq
+	}
+	b = j.pending
+	if b == nil {
+		b = &batch{done: make(chan struct{})}
+		j.pending = b
+		select {
+		case j.wake <- struct{}{}:
+		default:
+		}
+	}
+	k := len(b.parts) - 1
+	if k < 0 || b.parts[k].seg != seg {
+		b.parts = append(b.parts, part{seg: seg, off: seg.size, buf: make([]byte, 0, max(4<<10, j.lastBatch))})
+		k++
+	}
+	p := &b.parts[k]
+	start := len(p.buf)
+	p.buf = append(p.buf, make([]byte, frameHeader)...)
+	var payload int
+	p.buf, payload = r.append(p.buf)
+	sealFrame(p.buf[start:], seg.salt, p.off+int64(start), p.off)
+	if r.Kind == kindEvent {
+		b.events = append(b.events, queuedEvent{
+			parcel: r.parcel(j.id, j.cfg.Partitions), part: k, from: payload, to: len(p.buf), frame: start,
+		})
+	}
+	n = int64(len(p.buf) - start)
+	seg.size += n
+	j.live += n
+	j.queued += n
+	b.bytes += n
+	b.frames++
+	b.seq = j.seq
+	j.copyBudget = min(j.copyBudget+n, j.cfg.MaxBytes)
+	return b, seg, n
+}
+
+// newSegment begins the next segment; the writer makes its file when it comes to it.
+func (j *Journal) newSegment(index uint64) *segment {
+	size := headerBytes(j.cfg.Partitions)
+	seg := &segment{
+		index: index, salt: segmentSalt(j.id, index), size: size, last: make([]uint64, j.cfg.Partitions),
+		before: segmentHeader{Index: index, Created: time.Now().UnixMilli(), Highest: j.seq, Last: append([]uint64(nil), j.last...)},
+	}
+	j.live += size
+	j.segs = append(j.segs, seg)
+	return seg
+}

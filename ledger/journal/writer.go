@@ -1,0 +1,181 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"ledgerline/ledger"
+)
+
+// writer is the file being written. Only the journal's own goroutine touches it.
+type writer struct {
+	file  File
+	index uint64
+}
+
+func (w *writer) close() error {
+	if w.file == nil {
+		return nil
+	}
+	err := w.file.Close()
+	w.file = nil
+	return err
+}
+
+// collectEvery is how often an idle journal looks for kept segments that have expired.
+const collectEvery = time.Minute
+
+// run is the journal's goroutine: whatever gathered during one fsync is the next batch (group commit).
+func (j *Journal) run() {
+	defer close(j.stopped)
+	ticker := time.NewTicker(collectEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-j.wake:
+		case <-ticker.C:
+		case <-j.stop:
+			j.flush()
+			return
+		}
+		j.flush()
+		j.collect()
+	}
+}
+
+// flush writes until nothing is pending.
+func (j *Journal) flush() {
+	for {
+		j.mu.Lock()
+		b := j.pending
+		if j.failed != nil {
+			b = nil // fail has ended it
+		}
+		j.pending, j.writing = nil, b
+		j.mu.Unlock()
+		if b == nil {
+			return
+		}
+		start := time.Now()
+		if err := j.writer.write(j, b); err != nil {
+			j.abandon(b, err)
+			return
+		}
+		j.commit(b, time.Since(start))
+	}
+}
+
+// abandon ends a batch that could not be made durable, and the journal with it.
+func (j *Journal) abandon(b *batch, cause error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.writing = nil
+	j.failLocked(cause)
+	b.finish(j.failed)
+}
+
+// write makes b durable. A segment is synced before the next one is made, so that only the last one can be torn.
+func (w *writer) write(j *Journal, b *batch) error {
+	for i := range b.parts {
+		p := &b.parts[i]
+		if p.seg.index != w.index {
+			if err := w.next(j, p.seg); err != nil {
+				return err
+			}
+		}
+		if err := writeFull(w.file, p.buf, p.off); err != nil {
+			return fmt.Errorf("write segment %d: %w", w.index, err)
+		}
+		if err := w.file.Sync(); err != nil {
+			return fmt.Errorf("sync segment %d: %w", w.index, err)
+		}
+	}
+	return nil
+}
+
+func (w *writer) next(j *Journal, seg *segment) error {
+	if err := w.close(); err != nil {
+		return fmt.Errorf("close segment %d: %w", w.index, err)
+	}
+	f, err := createSegment(j.cfg.FS, j.dir, j.id, seg.before)
+	if err != nil {
+		return err
+	}
+	w.file, w.index = f, seg.index
+	return nil
+}
+
+// commit is the one point at which a batch becomes durable: it was fsynced. The order matters: the marks and the slots first,
+// then those who wait.
+func (j *Journal) commit(b *batch, took time.Duration) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.writing = nil
+	for i := range b.parts {
+		p := &b.parts[i]
+		p.seg.durable = p.off + int64(len(p.buf))
+		j.ship.end = position{p.seg.index, p.seg.durable}
+	}
+	j.slots.setMark(syncedMark{j.ship.end.segment, j.ship.end.offset, b.seq})
+	for _, m := range b.moves {
+		m.seg.opens--
+		m.seg.openBytes -= m.bytes
+		if m.closed {
+			if m.state.slot != nil {
+				j.free = append(j.free, m.state.rec.Slot)
+			}
+			m.state.slot, m.state.seg = nil, nil
+			j.spare = append(j.spare, m.state)
+		}
+	}
+	j.queued -= b.bytes
+	j.lastBatch = int(min(b.bytes, 256<<10))
+	j.stats.batches++
+	j.stats.frames += int64(b.frames)
+	j.stats.events += int64(len(b.events))
+	j.stats.syncTime += took
+	j.offer(b)
+	b.finish(nil)
+}
+
+func segmentName(index uint64) string { return fmt.Sprintf("%016d.seg", index) }
+
+// createSegment makes a segment that holds its header. It appears under its name whole, synced, or not at all.
+func createSegment(files FS, dir string, incarnation ledger.ID, h segmentHeader) (File, error) {
+	name := filepath.Join(dir, segmentName(h.Index))
+	tmp := name + ".tmp"
+	if err := files.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("create segment %d: %w", h.Index, err)
+	}
+	f, err := files.Create(tmp)
+	if err != nil {
+		return nil, fmt.Errorf("create segment %d: %w", h.Index, err)
+	}
+	err = writeFull(f, h.encode(incarnation), 0)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = files.Rename(tmp, name)
+	}
+	if err == nil {
+		err = files.SyncDir(dir)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("create segment %d: %w", h.Index, err), f.Close())
+	}
+	return f, nil
+}
+
+// writeFull turns a short write into an error.
+func writeFull(f File, b []byte, off int64) error {
+	n, err := f.WriteAt(b, off)
+	if err == nil && n < len(b) {
+		err = io.ErrShortWrite
+	}
+	return err
+}
