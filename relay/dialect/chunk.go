@@ -51,9 +51,11 @@ type Finish struct {
 	Reason []byte // "stop", "length", "tool_calls", …; as it came
 }
 
-// templateMisses is after how many payloads in a row that fit no template the reader stops making new ones: some
-// upstreams pad every chunk with random text on purpose.
+// templateMisses is after how many payloads in a row that fit no template the reader stops making new ones.
 const templateMisses = 32
+
+// padding is where OpenAI pads every chunk with random text, so that its size tells nothing of the token in it.
+var padding = []byte(`"obfuscation":"`)
 
 // ChunkReader reads the payloads of one answer. The chunks of a stream mostly differ in one string, so it remembers the
 // bytes around the last one: a payload with the same bytes before and after, and the interior of a JSON string between
@@ -62,7 +64,8 @@ type ChunkReader struct {
 	chunk  Chunk
 	like   Chunk // what a payload that fits the template is
 	before []byte
-	after  []byte
+	after  []byte // up to and with the opening quote of the padding, if there is padding
+	tail   []byte // from its closing quote
 	misses int
 }
 
@@ -84,35 +87,51 @@ func (r *ChunkReader) Read(data []byte) (*Chunk, bool) {
 }
 
 func (r *ChunkReader) fits(data []byte) bool {
-	if len(r.before) == 0 || len(data) < len(r.before)+len(r.after) ||
-		!bytes.HasPrefix(data, r.before) || !bytes.HasSuffix(data, r.after) {
+	if len(r.before) == 0 || !bytes.HasPrefix(data, r.before) {
 		return false
 	}
-	text := data[len(r.before) : len(data)-len(r.after)]
-	plain := bytes.IndexByte(text, '\\') < 0
-	if plain && bytes.IndexByte(text, '"') >= 0 || !plain && !isInterior(text) {
+	rest := data[len(r.before):]
+	end := interior(rest)
+	text, rest := rest[:end], rest[end:]
+	if len(r.tail) == 0 {
+		if !bytes.Equal(rest, r.after) {
+			return false
+		}
+	} else if !r.fitsPadded(rest) {
 		return false
 	}
 	t := &r.like.Texts[0]
-	t.Raw, t.plain = text, plain
+	t.Raw, t.plain = text[:end:end], bytes.IndexByte(text, '\\') < 0
 	r.misses = 0
 	return true
 }
 
-// isInterior reports whether text can stand between two quotes.
-func isInterior(text []byte) bool {
-	for i := 0; i < len(text); i++ {
-		switch text[i] {
-		case '"':
-			return false
-		case '\\':
-			i++
-			if i == len(text) {
-				return false
-			}
-		}
+// fitsPadded compares what follows the text, whatever the padding is.
+func (r *ChunkReader) fitsPadded(rest []byte) bool {
+	if !bytes.HasPrefix(rest, r.after) {
+		return false
 	}
-	return true
+	rest = rest[len(r.after):]
+	return bytes.Equal(rest[interior(rest):], r.tail)
+}
+
+// interior returns how far text can be the interior of a string: up to the quote that ends it, or the end.
+func interior(text []byte) int {
+	for i := 0; ; {
+		q := bytes.IndexByte(text[i:], '"')
+		if q < 0 {
+			return len(text)
+		}
+		i += q
+		b := i
+		for b > 0 && text[b-1] == '\\' {
+			b--
+		}
+		if (i-b)%2 == 0 {
+			return i
+		}
+		i++
+	}
 }
 
 // learn makes a template of the payload just read if it is one piece of one answer's text and nothing else.
@@ -125,7 +144,12 @@ func (r *ChunkReader) learn(data []byte) {
 	t := c.Texts[0]
 	r.misses++
 	r.before = append(r.before[:0], data[:t.at]...)
-	r.after = append(r.after[:0], data[t.at+len(t.Raw):]...)
+	after, tail := data[t.at+len(t.Raw):], []byte(nil)
+	if i := bytes.Index(after, padding); i >= 0 {
+		i += len(padding)
+		after, tail = after[:i], after[i+interior(after[i:]):]
+	}
+	r.after, r.tail = append(r.after[:0], after...), append(r.tail[:0], tail...)
 	r.like = Chunk{Texts: append(r.like.Texts[:0], Text{Choice: t.Choice, lead: true}), HasChoices: true}
 }
 

@@ -106,6 +106,34 @@ func TestTemplate(t *testing.T) {
 	}
 }
 
+// OpenAI's padding differs from chunk to chunk and must neither cost a walk nor hide what else differs.
+func TestPaddedTemplate(t *testing.T) {
+	var r ChunkReader
+	chunk := func(content, pad, tail string) []byte {
+		return []byte(`{"choices":[{"delta":{"content":"` + content + `"},"finish_reason":null}],"obfuscation":"` + pad + `"` + tail + `}`)
+	}
+	r.Read(chunk("first", "xyz", ""))
+	for _, tc := range []struct {
+		in   []byte
+		fast bool
+	}{
+		{chunk("second", "a", ""), true},
+		{chunk(`se\"cond`, "", ""), true},
+		{chunk("a", `b\"c`, ""), true},
+		{chunk("a", "b", `,"usage":{"prompt_tokens":1}`), false},
+		{chunk("a", `b","usage":{"prompt_tokens":1},"x":"`, ""), false},
+	} {
+		if got := r.fits(tc.in); got != tc.fast {
+			t.Errorf("%s: fits %v, want %v", tc.in, got, tc.fast)
+		}
+		var plain ChunkReader
+		if diff := cmp.Diff(viewOf(plain.Read(tc.in)), viewOf(r.Read(tc.in))); diff != "" {
+			t.Errorf("%s (-walked +template):\n%s", tc.in, diff)
+		}
+		r.Read(chunk("again", "z", ""))
+	}
+}
+
 func TestChunkReaderDoesNotAllocate(t *testing.T) {
 	var r ChunkReader
 	a := []byte(`{"id":"x","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}],"pad":"aa"}`)
@@ -148,6 +176,7 @@ func FuzzChunk(f *testing.F) {
 	base := `{"id":"x","choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}],"usage":null}`
 	f.Add([]byte(fmt.Sprintf(base, "first")), []byte(fmt.Sprintf(base, `se\"cond`)))
 	f.Add([]byte(fmt.Sprintf(base, "first")), []byte(fmt.Sprintf(base, `a"},"finish_reason":"stop"},{"delta":{"content":"b`)))
+	f.Add([]byte(`{"choices":[{"text":"a"}],"obfuscation":"x","error":null}`), []byte(`{"choices":[{"text":"b"}],"obfuscation":"y\"","error":null}`))
 	f.Add([]byte(`{"choices":[{"text":"a"}]}`), []byte(`{"choices":[{"text":"\ud83d\ude00\ud800"}],"usage":{"a":[1]}}`))
 	f.Fuzz(func(t *testing.T, first, second []byte) {
 		var with, without ChunkReader
@@ -210,7 +239,7 @@ func FuzzDecoded(f *testing.F) {
 
 func BenchmarkChunk(b *testing.B) {
 	chunk := `{"id":"chatcmpl-0123456789","object":"chat.completion.chunk","created":1700000000,"model":"gpt-4o","choices":[{"index":0,"delta":{"content":" token"},"logprobs":null,"finish_reason":null}]%s}`
-	for name, tails := range map[string][2]string{"template": {"", ""}, "walked": {`,"pad":"a"`, `,"pad":"bc"`}} {
+	for name, tails := range map[string][2]string{"template": {"", ""}, "padded": {`,"obfuscation":"a"`, `,"obfuscation":"bc"`}, "walked": {`,"pad":"a"`, `,"pad":"bc"`}} {
 		b.Run(name, func(b *testing.B) {
 			in := [2][]byte{[]byte(fmt.Sprintf(chunk, tails[0])), []byte(fmt.Sprintf(chunk, tails[1]))}
 			var r ChunkReader
