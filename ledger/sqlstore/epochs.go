@@ -1,0 +1,91 @@
+package sqlstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"ledgerline/ledger"
+)
+
+// AllocateEpoch takes the next epoch number of a partition: above every number that MySQL gave, above atLeast (what the
+// hot counters say) and above the clock, so that neither a restored database nor a lost Redis repeats one (DESIGN 7).
+// It returns with it the offset to begin at, read in the same transaction.
+func (s *Store) AllocateEpoch(ctx context.Context, partition int, atLeast uint64) (epoch uint64, offset int64, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		var last uint64
+		if offset, last, err = tx.lockPartition(ctx, partition); err != nil {
+			return err
+		}
+		epoch = max(last, atLeast, uint64(s.now().UnixMilli())) + 1
+		_, err = tx.Exec(ctx, "UPDATE ledger_partitions SET epoch = ? WHERE part = ?", epoch, partition)
+		return err
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("allocate epoch: %w", err)
+	}
+	return epoch, offset, nil
+}
+
+// StoreEpoch records that an epoch is being opened. It is repeatable: a second call for the same epoch, after a crash
+// before the hot counters heard of it, may name a later end; an earlier end comes from a zombie and changes nothing.
+func (s *Store) StoreEpoch(ctx context.Context, e ledger.EpochRecord) error {
+	reporters := e.Reporters
+	if reporters == nil {
+		reporters = []ledger.ID{}
+	}
+	text, err := json.Marshal(reporters)
+	if err != nil {
+		return fmt.Errorf("store epoch: %w", err)
+	}
+	q := "INSERT INTO ledger_epochs (part, epoch, end_offset, reporters, opened_at) VALUES (?, ?, ?, ?, ?)" +
+		s.onConflict("part, epoch", "end_offset", "reporters", "opened_at")
+	err = s.Tx(ctx, func(tx *Tx) error {
+		if _, _, err := tx.lockPartition(ctx, e.Partition); err != nil {
+			return err
+		}
+		var end int64
+		err := tx.QueryRow(ctx, "SELECT end_offset FROM ledger_epochs WHERE part = ? AND epoch = ?", []any{e.Partition, e.Epoch}, &end)
+		if err == nil && end > e.End || err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		_, err = tx.Exec(ctx, q, e.Partition, e.Epoch, e.End, string(text), e.OpenedAt.UnixMilli())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("store epoch: %w", err)
+	}
+	return nil
+}
+
+// Epochs returns the epochs that were opened in a partition, or in all if partition < 0, by partition and number.
+func (s *Store) Epochs(ctx context.Context, partition int) ([]ledger.EpochRecord, error) {
+	var list []ledger.EpochRecord
+	err := s.View(ctx, func(tx *Tx) error { var err error; list, err = tx.epochs(ctx, partition); return err })
+	if err != nil {
+		return nil, fmt.Errorf("read epochs: %w", err)
+	}
+	return list, nil
+}
+
+func (tx *Tx) epochs(ctx context.Context, partition int) ([]ledger.EpochRecord, error) {
+	q, args := "SELECT part, epoch, end_offset, reporters, opened_at FROM ledger_epochs", []any(nil)
+	if partition >= 0 {
+		q, args = q+" WHERE part = ?", []any{partition}
+	}
+	var list []ledger.EpochRecord
+	err := tx.each(ctx, q+" ORDER BY part, epoch", args, func(scan func(...any) error) error {
+		var e ledger.EpochRecord
+		var reporters string
+		var at int64
+		if err := scan(&e.Partition, &e.Epoch, &e.End, &reporters, &at); err != nil {
+			return err
+		}
+		e.OpenedAt = time.UnixMilli(at)
+		list = append(list, e)
+		return json.Unmarshal([]byte(reporters), &list[len(list)-1].Reporters)
+	})
+	return list, err
+}

@@ -1,0 +1,144 @@
+-- +goose Up
+-- Times are Unix milliseconds. Ids of events and producers are the 16 bytes of the UUID.
+
+CREATE TABLE IF NOT EXISTS `ledger_meta` (
+  `name` varchar(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  `value` text NOT NULL,
+  PRIMARY KEY (`name`)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+-- One row per partition of the log: the position of the quota consumer, the range of its last flush with the offsets in
+-- it that were not applied, and the number of the last epoch that was allocated.
+CREATE TABLE IF NOT EXISTS `ledger_partitions` (
+  `part` int NOT NULL,
+  `next_offset` bigint NOT NULL DEFAULT 0,
+  `last_from` bigint NOT NULL DEFAULT 0,
+  `last_to` bigint NOT NULL DEFAULT 0,
+  `skipped` mediumtext NOT NULL,
+  `last_offset` bigint NOT NULL DEFAULT -1,
+  `last_event` binary(16) NOT NULL,
+  `epoch` bigint NOT NULL DEFAULT 0,
+  `updated_at` bigint NOT NULL DEFAULT 0,
+  PRIMARY KEY (`part`)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+-- The truth. `written` is what was last put into New API's column, `pending_adopt` the hand edits found in that column
+-- whose event is not applied yet. The step_ columns and used_at are what the last flush raised; New API's counters are
+-- raised by them in the same transaction. A channel has one row per partition (and one of part -1: what it had used
+-- before Ledgerline), users and tokens have one.
+CREATE TABLE IF NOT EXISTS `ledger_accounts` (
+  `kind` varchar(8) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  `id` bigint NOT NULL,
+  `slot` int NOT NULL DEFAULT 0,
+  `part` int NOT NULL,
+  `granted` bigint NOT NULL DEFAULT 0,
+  `charged` bigint NOT NULL DEFAULT 0,
+  `requests` bigint NOT NULL DEFAULT 0,
+  `written` bigint NOT NULL DEFAULT 0,
+  `pending_adopt` bigint NOT NULL DEFAULT 0,
+  `step_charged` bigint NOT NULL DEFAULT 0,
+  `step_requests` bigint NOT NULL DEFAULT 0,
+  `used_at` bigint NOT NULL DEFAULT 0,
+  PRIMARY KEY (`kind`,`id`,`slot`),
+  KEY `ledger_accounts_part` (`part`,`kind`,`id`)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+CREATE TABLE IF NOT EXISTS `ledger_watermarks` (
+  `part` int NOT NULL,
+  `producer` binary(16) NOT NULL,
+  `mark` bigint NOT NULL,
+  `holes` text NOT NULL,
+  PRIMARY KEY (`part`,`producer`),
+  KEY `ledger_watermarks_producer` (`producer`)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+CREATE TABLE IF NOT EXISTS `ledger_producers` (
+  `id` binary(16) NOT NULL,
+  `node` varchar(191) NOT NULL,
+  `addr` varchar(191) NOT NULL,
+  `version` varchar(64) NOT NULL,
+  `state` varchar(8) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  `beat` bigint NOT NULL DEFAULT 0,
+  `started_at` bigint NOT NULL,
+  `updated_at` bigint NOT NULL,
+  PRIMARY KEY (`id`),
+  KEY `ledger_producers_state` (`state`,`updated_at`)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+CREATE TABLE IF NOT EXISTS `ledger_epochs` (
+  `part` int NOT NULL,
+  `epoch` bigint NOT NULL,
+  `end_offset` bigint NOT NULL,
+  `reporters` text NOT NULL,
+  `opened_at` bigint NOT NULL,
+  PRIMARY KEY (`part`,`epoch`)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+-- Events born here. `amount` is what an adoption or opening added to pending_adopt. States: new, moved (journaled by
+-- some node), applied, dead (in the dead-letter store).
+CREATE TABLE IF NOT EXISTS `ledger_outbox` (
+  `event_key` varchar(191) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
+  `event_id` binary(16) NOT NULL,
+  `user_id` bigint NOT NULL,
+  `kind` varchar(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  `amount` bigint NOT NULL DEFAULT 0,
+  `event` mediumblob NOT NULL,
+  `state` varchar(8) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  `created_at` bigint NOT NULL,
+  `due_at` bigint NOT NULL,
+  `lease` binary(16) NOT NULL,
+  PRIMARY KEY (`event_key`),
+  KEY `ledger_outbox_due` (`state`,`due_at`),
+  KEY `ledger_outbox_lease` (`lease`)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+-- Records that could not be applied. A row stays after its re-drive (state redriven), because a fold of the log must
+-- know that the original did not count.
+CREATE TABLE IF NOT EXISTS `ledger_dead_letters` (
+  `part` int NOT NULL,
+  `log_offset` bigint NOT NULL,
+  `event_id` binary(16) NOT NULL,
+  `user_id` bigint NOT NULL,
+  `kind` varchar(32) NOT NULL,
+  `code` varchar(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  `reason` text NOT NULL,
+  `value` mediumblob NOT NULL,
+  `state` varchar(8) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  `redrive_part` int NOT NULL DEFAULT -1,
+  `redrive_offset` bigint NOT NULL DEFAULT -1,
+  `created_at` bigint NOT NULL,
+  `updated_at` bigint NOT NULL,
+  PRIMARY KEY (`part`,`log_offset`),
+  KEY `ledger_dead_letters_event` (`event_id`)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+CREATE TABLE IF NOT EXISTS `ledger_changes` (
+  `seq` bigint NOT NULL,
+  `kind` varchar(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  `row_id` bigint NOT NULL,
+  `created_at` bigint NOT NULL,
+  PRIMARY KEY (`seq`)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+CREATE TABLE IF NOT EXISTS `ledger_snapshots` (
+  `id` bigint NOT NULL AUTO_INCREMENT,
+  `part` int NOT NULL,
+  `next_offset` bigint NOT NULL,
+  `last_offset` bigint NOT NULL,
+  `last_event` binary(16) NOT NULL,
+  `accounts` bigint NOT NULL,
+  `marks` bigint NOT NULL,
+  `event_keys` bigint NOT NULL,
+  `taken_at` bigint NOT NULL,
+  PRIMARY KEY (`id`),
+  KEY `ledger_snapshots_part` (`part`,`next_offset`)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+CREATE TABLE IF NOT EXISTS `ledger_snapshot_chunks` (
+  `snapshot` bigint NOT NULL,
+  `seq` int NOT NULL,
+  `body` mediumblob NOT NULL,
+  PRIMARY KEY (`snapshot`,`seq`)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+INSERT IGNORE INTO `ledger_meta` (`name`, `value`) VALUES ('last_change', '0');
