@@ -229,6 +229,9 @@ func TestCountsChoicesApart(t *testing.T) {
 	stream, rec := serve(t, body, "completion=200;usage=never")
 	m := meter()
 	feed(t, m, stream)
+	if got := m.Counted(); got != 600 {
+		t.Errorf("counted %d under way", got)
+	}
 	if got := m.Finish(false); got.Usage.Completion != rec.Completion || rec.Completion != 600 {
 		t.Errorf("counted %d, the mock wrote %d", got.Usage.Completion, rec.Completion)
 	}
