@@ -6,7 +6,8 @@
 //	go run ./compose/local status           say which of them run
 //	go run ./compose/local down [-wipe]     end exactly those processes (make down); -wipe removes their data
 //	go run ./compose/local run -- COMMAND   start fresh ones, run COMMAND with TEST_KAFKA_BROKERS, TEST_MYSQL_DSN,
-//	                                        TEST_REDIS_URL and TEST_CLICKHOUSE_DSN set, stop them (make test)
+//	                                        TEST_REDIS_URL and TEST_CLICKHOUSE_DSN set, stop them (make test);
+//	                                        run -mysql takes MySQL in place of MariaDB (make test-mysql)
 //
 // What `up` started outlives it: its processes and ports are on record in the state folder (-dir), which also holds their
 // data. What `run` started dies with it, however it ends. An address that the environment gives is used in place of an

@@ -35,7 +35,7 @@ func main() {
 	os.Exit(1)
 }
 
-var errUsage = errors.New("usage: local install | up [-dir DIR] | status [-dir DIR] | down [-dir DIR] [-wipe] | run -- COMMAND [ARGUMENT …]")
+var errUsage = errors.New("usage: local install | up [-dir DIR] | status [-dir DIR] | down [-dir DIR] [-wipe] | run [-mysql] -- COMMAND [ARGUMENT …]")
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
@@ -46,6 +46,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	flags.SetOutput(stderr)
 	dir := flags.String("dir", stateDir(getenv), "state folder: data, logs and the record of what runs")
 	wipe := flags.Bool("wipe", false, "down: remove the data, too")
+	mysql := flags.Bool("mysql", false, "run: MySQL itself in place of MariaDB")
 	if err := flags.Parse(args); err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
@@ -69,7 +70,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		if flags.NArg() == 0 {
 			return errUsage
 		}
-		return runCommand(ctx, cache, flags.Args(), getenv, stderr)
+		return runCommand(ctx, cache, flags.Args(), *mysql, getenv, stderr)
 	}
 	return errUsage
 }

@@ -27,9 +27,13 @@ var testEnv = map[engines.Kind]string{
 const commandGrace = 30 * time.Second
 
 // runCommand runs a command on fresh engines, which are stopped whatever becomes of the command. Its error is the command's.
-func runCommand(ctx context.Context, cache *engines.Cache, args []string, getenv func(string) string, log io.Writer) error {
+// With mysql, MySQL itself takes MariaDB's place.
+func runCommand(ctx context.Context, cache *engines.Cache, args []string, mysql bool, getenv func(string) string, log io.Writer) error {
 	options := make(map[engines.Kind]engines.Options)
 	for kind, name := range testEnv {
+		if kind == engines.MySQL && mysql {
+			kind = engines.MySQLServer
+		}
 		if addr := getenv(name); addr != "" {
 			fmt.Fprintf(log, "local: %s is given by %s\n", kind, name)
 			continue
@@ -47,22 +51,24 @@ func runCommand(ctx context.Context, cache *engines.Cache, args []string, getenv
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = os.Environ()
 	for kind, s := range servers {
-		cmd.Env = append(cmd.Env, testEnv[kind]+"="+address(kind, s))
+		cmd.Env = append(cmd.Env, address(kind, s))
 		fmt.Fprintf(log, "local: %s on %s\n", kind, s.Addr)
 	}
 	fmt.Fprintf(log, "local: engines ready in %.1f s\n", time.Since(began).Seconds())
 	return errors.Join(cmd.Run(), engines.CloseAll(servers))
 }
 
-// address is what the variable of testEnv holds.
+// address is the variable of testEnv with its value.
 func address(kind engines.Kind, s *engines.Server) string {
 	switch kind {
-	case engines.MySQL:
-		return s.MySQLDSN("")
+	case engines.Kafka:
+		return testEnv[kind] + "=" + s.Addr
+	case engines.MySQL, engines.MySQLServer:
+		return testEnv[engines.MySQL] + "=" + s.MySQLDSN("")
 	case engines.Redis:
-		return s.RedisURL()
+		return testEnv[kind] + "=" + s.RedisURL()
 	case engines.ClickHouse:
-		return s.ClickHouseDSN("default")
+		return testEnv[kind] + "=" + s.ClickHouseDSN("default")
 	}
-	return s.Addr
+	panic("no engine " + string(kind))
 }

@@ -79,6 +79,12 @@ func StartMySQL(t testing.TB, args ...string) *Server {
 	return start(t, args, engines.StartMariaDB)
 }
 
+// StartMySQLServer starts a private server of MySQL itself (9), where MariaDB does not do.
+func StartMySQLServer(t testing.TB, args ...string) *Server {
+	t.Helper()
+	return start(t, args, engines.StartMySQL)
+}
+
 // StartRedis starts a private Redis server, without persistence unless args say otherwise. Its URL is RedisURL.
 func StartRedis(t testing.TB, args ...string) *Server {
 	t.Helper()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"errors"
 	"fmt"
 	"net/url"
 	"strconv"
@@ -147,7 +148,7 @@ func Redis(t testing.TB) (address string) {
 	// Database 0 holds the claims, so that tests of several binaries share a server.
 	for db := 1; db < n; db++ {
 		key := "ledgertest:claim:" + strconv.Itoa(db)
-		if _, err := claims.SetArgs(ctx, key, t.Name(), redis.SetArgs{Mode: "NX", TTL: redisClaim}).Result(); err == redis.Nil {
+		if _, err := claims.SetArgs(ctx, key, t.Name(), redis.SetArgs{Mode: "NX", TTL: redisClaim}).Result(); errors.Is(err, redis.Nil) {
 			continue
 		} else if err != nil {
 			t.Fatalf("claim a Redis database: %v", err)

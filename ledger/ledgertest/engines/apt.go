@@ -14,12 +14,18 @@ import (
 // unpacked. Nothing is installed on the system, no service is started, no root is needed: apt works on package lists of
 // its own in the cache, and dpkg only unpacks.
 func (c *Cache) debian(ctx context.Context, name string, packages ...string) (string, error) {
+	return c.debianFrom(ctx, "", name, packages...)
+}
+
+// debianFrom takes the packages from the given release of Debian, with all of their dependencies down to the C library;
+// from "", the system's own release, only those that the system lacks.
+func (c *Cache) debianFrom(ctx context.Context, release, name string, packages ...string) (string, error) {
 	return c.entry(ctx, name, "Debian packages "+strings.Join(packages, ", "), func(ctx context.Context, dir string) error {
 		const hint = "this way of installing works on Debian and its relatives; elsewhere install the server so that it is on the PATH"
 		if _, err := need("apt-get", hint); err != nil {
 			return err
 		}
-		apt, err := c.aptOptions(ctx)
+		apt, err := c.aptOptions(ctx, release)
 		if err != nil {
 			return err
 		}
@@ -53,10 +59,11 @@ func planned(plan string) []string {
 	return names
 }
 
-// aptOptions fetches the package lists into the cache, by the sources the system names, and returns the options that make
-// apt use them.
-func (c *Cache) aptOptions(ctx context.Context) ([]string, error) {
-	lists, archives := filepath.Join(c.dir, "apt", "lists"), filepath.Join(c.dir, "apt", "cache")
+// aptOptions fetches the package lists of a release into the cache, by the sources the system names, and returns the
+// options that make apt use them.
+func (c *Cache) aptOptions(ctx context.Context, release string) ([]string, error) {
+	home := filepath.Join(c.dir, "apt"+release)
+	lists, archives := filepath.Join(home, "lists"), filepath.Join(home, "cache")
 	for _, d := range []string{filepath.Join(lists, "partial"), filepath.Join(archives, "archives", "partial")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, err
@@ -75,10 +82,41 @@ func (c *Cache) aptOptions(ctx context.Context) ([]string, error) {
 		"-o", "Acquire::Languages=none",
 		"-o", "Acquire::Retries=3",
 	}
+	if release != "" {
+		other, err := otherRelease(ctx, home, release)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, other...)
+	}
 	if _, err := output(ctx, c.dir, "apt-get", append(options, "update")...); err != nil {
 		return nil, err
 	}
 	return options, nil
+}
+
+// otherRelease returns the options that point apt at another release of Debian, on the mirror that the system uses, and
+// at a machine on which nothing is installed.
+func otherRelease(ctx context.Context, home, release string) ([]string, error) {
+	targets, err := output(ctx, home, "apt-get", "indextargets", "--format", "$(ORIGIN) $(COMPONENT) $(LABEL) $(REPO_URI)")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(targets) {
+		mirror, ok := strings.CutPrefix(strings.TrimSpace(line), "Debian main Debian ")
+		if !ok {
+			continue
+		}
+		sources, status := filepath.Join(home, "sources.list"), filepath.Join(home, "status")
+		err := errors.Join(
+			os.WriteFile(sources, []byte("deb "+mirror+" "+release+" main\n"), 0o644),
+			os.WriteFile(status, nil, 0o644),
+		)
+		return []string{
+			"-o", "Dir::Etc::SourceList=" + sources, "-o", "Dir::Etc::SourceParts=/dev/null", "-o", "Dir::State::Status=" + status,
+		}, err
+	}
+	return nil, fmt.Errorf("find Debian's mirror: %w: apt here has no source of Debian", errors.ErrUnsupported)
 }
 
 func unpack(ctx context.Context, debs, dir string) error {

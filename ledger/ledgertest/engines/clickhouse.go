@@ -80,7 +80,7 @@ func extractLibrary(dir string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := io.Copy(lib, r); err != nil {
+		if _, err := io.CopyN(lib, r, h.Size); err != nil {
 			return errors.Join(err, lib.Close())
 		}
 		return errors.Join(lib.Close(), os.Remove(packages[0]))
@@ -160,7 +160,7 @@ func StartClickHouse(ctx context.Context, o Options) (*Server, error) {
 		return nil, err
 	}
 	args := append([]string{"-lib", lib, "-data", filepath.Join(s.Dir, "data"), "-addr", s.Addr}, o.Args...)
-	s.command = func() *exec.Cmd { return exec.Command(program, args...) }
+	s.command = func() *exec.Cmd { return child(os.Environ(), program, args...) }
 	s.ready = func(ctx context.Context) error {
 		_, err := clickhouseDo(ctx, s.Addr, "SELECT 1 FORMAT TabSeparated")
 		return err

@@ -74,7 +74,7 @@ func processBegan(pid int) (string, error) {
 	if _, procErr := os.Stat("/proc/self/stat"); procErr == nil {
 		return "", os.ErrProcessDone
 	}
-	out, err := exec.Command("ps", "-o", "lstart=", "-p", strconv.Itoa(pid)).Output()
+	out, err := exec.Command("ps", "-o", "lstart=", "-p", strconv.Itoa(pid)).Output() //nolint:noctx // it reads a table
 	if began := strings.TrimSpace(string(out)); err == nil && began != "" {
 		return began, nil
 	}

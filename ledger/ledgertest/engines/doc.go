@@ -4,6 +4,7 @@
 // It owns two things. A cache folder of the user's ([Open]) holds what was installed, each engine once, without root and
 // without touching the system: Kafka comes through Maven, MariaDB and Redis through apt into a private folder, ClickHouse
 // as a library through npm served by compose/local/chserver. And a [Server] is one running process with its data folder.
+// MySQL itself, which can take MariaDB's place, comes from a younger Debian, with its own C library.
 //
 // It promises: servers listen on 127.0.0.1 only, on ports outside the range that the kernel hands to outgoing connections,
 // claimed against other processes of this package; a server is ready, for real work, when its Start function returns; it

@@ -149,7 +149,7 @@ func (n *kafkaNode) java(class string, args ...string) *exec.Cmd {
 	}
 	all := append([]string{kafkaHeap, "-Dlog4j2.configurationFile=" + filepath.Join(n.home, "log4j2.yaml")}, jvm...)
 	all = append(all, "-cp", filepath.Join(n.home, "libs", "*"), class)
-	cmd := exec.Command("java", append(all, args...)...)
+	cmd := child(os.Environ(), "java", append(all, args...)...)
 	cmd.Dir = n.server.Dir
 	return cmd
 }

@@ -94,9 +94,7 @@ func StartMariaDB(ctx context.Context, o Options) (*Server, error) {
 		"--skip-name-resolve", "--skip-log-bin")
 	args = append(append(args, mariadbSizes...), o.Args...)
 	s.command = func() *exec.Cmd {
-		cmd := exec.Command(path, args...)
-		cmd.Env = unpacked(f.root).environ()
-		return cmd
+		return child(unpacked(f.root).environ(), path, args...)
 	}
 	s.ready = func(ctx context.Context) error { return mysqlReady(ctx, s.MySQLDSN("")) }
 	return started(ctx, s)

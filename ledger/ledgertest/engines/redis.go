@@ -70,9 +70,7 @@ func startRedis(ctx context.Context, program string, o Options, args func(*Serve
 		return nil, err
 	}
 	s.command = func() *exec.Cmd {
-		cmd := exec.Command(path, args(s, port)...)
-		cmd.Env = unpacked(root).environ()
-		return cmd
+		return child(unpacked(root).environ(), path, args(s, port)...)
 	}
 	s.ready = func(ctx context.Context) error { return redisReady(ctx, s.Addr) }
 	return started(ctx, s)

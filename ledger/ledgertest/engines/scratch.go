@@ -107,7 +107,7 @@ func claimPort() (int, *fileLock, error) {
 
 // PortFree says whether nothing listens on a port of 127.0.0.1.
 func PortFree(port int) bool {
-	l, err := net.Listen("tcp", loopback(port))
+	l, err := net.Listen("tcp", loopback(port)) //nolint:noctx // it does not wait
 	if err != nil {
 		return false
 	}

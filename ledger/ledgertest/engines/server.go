@@ -240,6 +240,13 @@ func (s *Server) logTail() string {
 	return tail(string(b))
 }
 
+// child builds a command. It is not bound to a context: a server outlives the call that starts it.
+func child(env []string, program string, args ...string) *exec.Cmd {
+	cmd := exec.Command(program, args...) //nolint:noctx // see above
+	cmd.Env = env
+	return cmd
+}
+
 // started starts s, or closes it if that fails.
 func started(ctx context.Context, s *Server) (*Server, error) {
 	if err := s.Start(ctx); err != nil {

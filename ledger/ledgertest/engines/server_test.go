@@ -113,7 +113,18 @@ func TestSentinelPromotesReplica(t *testing.T) {
 }
 
 func TestMariaDBKeepsRowsThroughKill(t *testing.T) {
-	s := testServer(t, StartMariaDB)
+	testKeepsRows(t, testServer(t, StartMariaDB))
+}
+
+func TestMySQLKeepsRowsThroughKill(t *testing.T) {
+	if _, err := exec.LookPath("apt-get"); err != nil {
+		t.Skip("MySQL itself, which MariaDB stands in for, comes from Debian's packages only")
+	}
+	testKeepsRows(t, testServer(t, StartMySQL))
+}
+
+func testKeepsRows(t *testing.T, s *Server) {
+	t.Helper()
 	db, err := sql.Open("mysql", s.MySQLDSN(""))
 	must(t, err)
 	defer db.Close()

@@ -19,7 +19,10 @@ const (
 	ClickHouse Kind = "clickhouse"
 )
 
-// Kinds lists them all.
+// MySQLServer is MySQL itself, which may take MariaDB's place.
+const MySQLServer Kind = "mysql-server"
+
+// Kinds lists the engines of the topology.
 var Kinds = []Kind{Kafka, MySQL, Redis, ClickHouse}
 
 // Start starts one engine of the given kind.
@@ -29,6 +32,8 @@ func Start(ctx context.Context, kind Kind, o Options) (*Server, error) {
 		return StartKafka(ctx, o)
 	case MySQL:
 		return StartMariaDB(ctx, o)
+	case MySQLServer:
+		return StartMySQL(ctx, o)
 	case Redis:
 		return StartRedis(ctx, o)
 	case ClickHouse:

@@ -1,0 +1,87 @@
+# Every command that a person or CI runs. The tools are pinned here and built into the cache, so that go.mod holds only what
+# the program needs.
+
+CACHE         ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ledgerline
+GOLANGCI_LINT := v2.15.0
+GOFUMPT       := v0.12.0
+GOVULNCHECK   := v1.9.0
+
+# Packages tested at once, and the bound on one package's tests: starting engines and killing processes takes minutes at
+# most, so a test that hangs is seen.
+TEST_PARALLEL ?= 2
+TEST_TIMEOUT  ?= 15m
+# What to test, and further flags: make test PACKAGES=./ledger/... TEST_FLAGS='-run Replay -v'
+PACKAGES      ?= ./...
+TEST_FLAGS    ?=
+# The packages whose SQL must hold on MySQL as well as on MariaDB.
+MYSQL_PACKAGES ?= ./ledger/sqlstore/... ./ledger/usagelog/...
+
+GO_TEST = go test -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS)
+
+.PHONY: build test race lint fmt vuln bench demo up down status engines test-mysql clean
+
+build: ## the program: bin/ledgerline
+	go build -trimpath -o bin/ledgerline ./cmd/ledgerline
+
+# One set of engines serves the whole run; it is stopped when the run ends, however it ends.
+test: bin/local ## vet, then all tests: unit, conformance, golden, fuzz seeds, end to end on embedded and on real engines
+	go vet ./...
+	cd compose/local/chserver && go vet ./... && go test ./...
+	bin/local run -- $(GO_TEST) $(PACKAGES)
+
+race: bin/local ## the tests under the race detector
+	bin/local run -- $(GO_TEST) -race $(PACKAGES)
+
+bench: build bin/local ## what it costs: direct, a bare reverse proxy, and the relay, on embedded and on real engines
+	LEDGERLINE_KAFKA_JVM='-XX:+UseG1GC' bin/local run -- bin/ledgerline bench $(BENCH_FLAGS)
+
+demo: build ## a relay with a mock upstream and traffic, nothing else needed
+	bin/ledgerline demo
+
+up: bin/local ## start Kafka, MariaDB, Redis and ClickHouse on loopback and print the environment for ledgerline
+	bin/local up
+
+down: bin/local ## end what make up started; their data stays
+	bin/local down
+
+status: bin/local ## what of it runs
+	bin/local status
+
+engines: bin/local ## install the engines into the cache
+	bin/local install
+
+test-mysql: bin/local ## the tests that write SQL, on MySQL in place of MariaDB (Debian and its relatives)
+	bin/local run -mysql -- $(GO_TEST) $(MYSQL_PACKAGES)
+
+# govulncheck ends with 3 when it found something, and with 1 when it cannot reach its database, which is no finding.
+lint: $(CACHE)/golangci-lint-$(GOLANGCI_LINT) $(CACHE)/gofumpt-$(GOFUMPT) vuln ## linters, format, known vulnerabilities
+	$(CACHE)/golangci-lint-$(GOLANGCI_LINT) run ./...
+	cd compose/local/chserver && $(CACHE)/golangci-lint-$(GOLANGCI_LINT) run -c ../../../.golangci.yml ./...
+	@unformatted=$$($(CACHE)/gofumpt-$(GOFUMPT) -l .); if [ -n "$$unformatted" ]; then echo "not gofumpt-formatted (make fmt):"; echo "$$unformatted"; exit 1; fi
+
+vuln: $(CACHE)/govulncheck-$(GOVULNCHECK)
+	@$(CACHE)/govulncheck-$(GOVULNCHECK) ./... || { code=$$?; if [ $$code -eq 3 ]; then exit 3; fi; echo "govulncheck: not checked (exit code $$code)"; }
+
+fmt: $(CACHE)/golangci-lint-$(GOLANGCI_LINT) ## gofumpt and the order of imports
+	$(CACHE)/golangci-lint-$(GOLANGCI_LINT) fmt ./...
+
+clean: ## build output; engines and tools stay in the cache
+	rm -rf bin
+
+bin/local: $(wildcard compose/local/*.go ledger/ledgertest/engines/*.go ledger/ledgertest/engines/kafka/*) go.mod
+	go build -o $@ ./compose/local
+
+# A tool is built under a name that holds its version: another version is another file.
+$(CACHE)/golangci-lint-$(GOLANGCI_LINT):
+	$(call tool,github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT),golangci-lint)
+
+$(CACHE)/gofumpt-$(GOFUMPT):
+	$(call tool,mvdan.cc/gofumpt@$(GOFUMPT),gofumpt)
+
+$(CACHE)/govulncheck-$(GOVULNCHECK):
+	$(call tool,golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK),govulncheck)
+
+define tool
+	@echo "building $(1)"
+	@mkdir -p $(CACHE) && tmp=$$(mktemp -d) && GOBIN=$$tmp go install $(1) && mv $$tmp/$(2) $@ && rmdir $$tmp
+endef
