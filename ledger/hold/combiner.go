@@ -1,0 +1,153 @@
+package hold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// ErrOverloaded is returned when [MaxWaiting] calls wait for Redis already.
+var ErrOverloaded = errors.New("too many calls wait for the hot counters")
+
+// call is one packed call on its way to Redis and back.
+type call struct {
+	partition int
+	packed    []byte
+	taken     bool          // guarded by combiner.mu: a trip has it, or its owner has gone
+	done      chan struct{} // closed when reply or err is set
+	reply     []any         // what lua/calls.lua answered
+	err       error
+}
+
+// combiner coalesces the calls of concurrent goroutines into few trips. It has no goroutine of its own: a caller waits for its
+// answer or for its turn to fly, and who gets the turn takes along all that waits. So a lone call flies at once, and under
+// load a trip carries what gathered while the last ones were on their way.
+type combiner struct {
+	fly   func(calls []*call)
+	turns chan struct{} // one token per trip that may be on its way
+
+	mu      sync.Mutex
+	waiting []*call // at most MaxWaiting
+	stats   Stats
+}
+
+// Stats counts what went through a [Redis] since it was made.
+type Stats struct {
+	Waiting  int    // calls that wait for a trip now; at most Capacity
+	Capacity int    // MaxWaiting
+	Calls    uint64 // reserves, extensions and releases sent
+	Trips    uint64 // round trips that carried them
+	Repeats  uint64 // scripts sent again, because no answer came or the server did not have them
+	Failures uint64 // calls that failed
+}
+
+func newCombiner(trips int, fly func([]*call)) *combiner {
+	c := &combiner{fly: fly, turns: make(chan struct{}, trips)}
+	for range trips {
+		c.turns <- struct{}{}
+	}
+	return c
+}
+
+// do sends calls, in order within their partition, and returns when all are answered. The error is that of the first call that
+// failed, or ctx's; in the latter case what has not left yet never will.
+func (c *combiner) do(ctx context.Context, calls ...*call) error {
+	c.mu.Lock()
+	if len(c.waiting)+len(calls) > MaxWaiting {
+		c.mu.Unlock()
+		return ErrOverloaded
+	}
+	c.waiting = append(c.waiting, calls...)
+	c.mu.Unlock()
+	for _, one := range calls {
+		if err := c.await(ctx, one); err != nil {
+			c.abandon(calls)
+			return fmt.Errorf("wait for redis: %w", err)
+		}
+	}
+	for _, one := range calls {
+		if one.err != nil {
+			return one.err
+		}
+	}
+	return nil
+}
+
+func (c *combiner) await(ctx context.Context, one *call) error {
+	turns := c.turns
+	for {
+		select {
+		case <-one.done:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-turns:
+			batch := c.take(one)
+			if batch == nil {
+				turns = nil // another trip has it: leave the turn to those who wait
+			} else {
+				c.fly(batch)
+				c.land(batch)
+			}
+			c.turns <- struct{}{}
+		}
+	}
+}
+
+// take returns the calls of the next trip, or nil if one is not waiting any more.
+func (c *combiner) take(one *call) []*call {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if one.taken {
+		return nil
+	}
+	n := min(len(c.waiting), MaxTrip)
+	batch := c.waiting[:n:n]
+	c.waiting = c.waiting[n:]
+	for _, other := range batch {
+		other.taken = true
+	}
+	c.stats.Trips++
+	c.stats.Calls += uint64(n)
+	return batch
+}
+
+func (c *combiner) land(batch []*call) {
+	failures := 0
+	for _, one := range batch {
+		if one.err != nil {
+			failures++
+		}
+		close(one.done)
+	}
+	c.mu.Lock()
+	c.stats.Failures += uint64(failures)
+	c.mu.Unlock()
+}
+
+// abandon takes out what has not left yet.
+func (c *combiner) abandon(calls []*call) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	gone := map[*call]bool{}
+	for _, one := range calls {
+		gone[one] = !one.taken
+		one.taken = true
+	}
+	kept := make([]*call, 0, len(c.waiting))
+	for _, one := range c.waiting {
+		if !gone[one] {
+			kept = append(kept, one)
+		}
+	}
+	c.waiting = kept
+}
+
+func (c *combiner) read() Stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.stats
+	s.Waiting, s.Capacity = len(c.waiting), MaxWaiting
+	return s
+}

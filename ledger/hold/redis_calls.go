@@ -1,0 +1,191 @@
+package hold
+
+import (
+	"context"
+	"fmt"
+
+	"ledgerline/ledger"
+)
+
+func newCall(partition int, packed *packedCall) *call {
+	const usual = 128 // bytes of one packed call
+	return &call{partition: partition, packed: packed.append(make([]byte, 0, usual)), done: make(chan struct{})}
+}
+
+// send coalesces calls with those of other goroutines into trips.
+func (r *Redis) send(ctx context.Context, calls ...*call) error {
+	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
+	defer cancel()
+	return r.calls.do(ctx, calls...)
+}
+
+// fly makes one trip: one script per partition, in one pipeline. It does not end with the context of the caller whose turn it
+// is, because it carries others' calls too.
+func (r *Redis) fly(calls []*call) {
+	var requests []*request
+	owners := map[int]*request{}
+	for _, c := range calls {
+		q := owners[c.partition]
+		if q == nil {
+			q = &request{partition: c.partition}
+			owners[c.partition] = q
+			requests = append(requests, q)
+		}
+		q.args = append(q.args, c.packed)
+	}
+	r.exec(context.Background(), TripTimeout, callsScript, requests)
+	next := map[*request]int{}
+	for _, c := range calls {
+		q := owners[c.partition]
+		if c.err = q.err; c.err != nil {
+			continue
+		}
+		reply, ok := []any(nil), false
+		if n := next[q]; n < len(q.reply) {
+			reply, ok = q.reply[n].([]any)
+		}
+		if !ok {
+			c.err = errNoReply
+		}
+		c.reply = reply
+		next[q]++
+	}
+}
+
+// Reserve implements [Admission].
+func (r *Redis) Reserve(ctx context.Context, call ledger.ReserveCall) (ledger.ReserveReply, error) {
+	if err := checkReserve(&call); err != nil {
+		return ledger.ReserveReply{}, fmt.Errorf("reserve hold: %w", err)
+	}
+	c := newCall(call.Partition, &packedCall{
+		kind: callReserve, hold: call.Hold, incarnation: call.Incarnation, epoch: call.Epoch,
+		x: call.Min, y: call.Want, user: call.User, token: call.Token,
+	})
+	if err := r.send(ctx, c); err != nil {
+		return ledger.ReserveReply{}, fmt.Errorf("reserve hold: %w", err)
+	}
+	reply, err := decodeReply(c.reply, accountsOf(call.User, call.Token))
+	if err != nil {
+		return ledger.ReserveReply{}, fmt.Errorf("reserve hold: %w", err)
+	}
+	return reply, nil
+}
+
+// Extend implements [Admission].
+func (r *Redis) Extend(ctx context.Context, call ledger.ExtendCall) (ledger.ReserveReply, error) {
+	if err := checkExtend(&call); err != nil {
+		return ledger.ReserveReply{}, fmt.Errorf("extend hold: %w", err)
+	}
+	c := newCall(call.Partition, &packedCall{
+		kind: callExtend, hold: call.Hold, incarnation: call.Incarnation, epoch: call.Epoch, x: call.To,
+	})
+	if err := r.send(ctx, c); err != nil {
+		return ledger.ReserveReply{}, fmt.Errorf("extend hold: %w", err)
+	}
+	// The reply names the accounts of the hold after its three numbers.
+	var accounts []ledger.Account
+	for at := 3; at < len(c.reply); at++ {
+		field, err := readText(c.reply, at)
+		if err != nil {
+			return ledger.ReserveReply{}, fmt.Errorf("extend hold: %w", err)
+		}
+		if field == "" {
+			continue
+		}
+		account, err := decodeField(field)
+		if err != nil {
+			return ledger.ReserveReply{}, fmt.Errorf("extend hold: %w", err)
+		}
+		accounts = append(accounts, account)
+	}
+	reply, err := decodeReply(c.reply, accounts)
+	if err != nil {
+		return ledger.ReserveReply{}, fmt.Errorf("extend hold: %w", err)
+	}
+	return reply, nil
+}
+
+func decodeReply(reply []any, accounts []ledger.Account) (ledger.ReserveReply, error) {
+	code, err := readInt(reply, 0)
+	if err != nil {
+		return ledger.ReserveReply{}, err
+	}
+	r := ledger.ReserveReply{Outcome: ledger.Outcome(code)}
+	if r.Outcome == ledger.OutcomeRebuilding || r.Outcome == ledger.OutcomeGone {
+		return r, nil
+	}
+	n, err := readInt(reply, 1)
+	if err != nil {
+		return ledger.ReserveReply{}, err
+	}
+	switch r.Outcome {
+	case ledger.OutcomeGranted:
+		r.Amount = n
+		return r, nil
+	case ledger.OutcomeNeedLoad:
+		for place, a := range accounts {
+			if n&(1<<place) != 0 {
+				r.Missing = append(r.Missing, a)
+			}
+		}
+		return r, nil
+	case ledger.OutcomeRefused, ledger.OutcomeBusy:
+		place, err := readInt(reply, 2)
+		if err == nil && place >= 1 && place <= int64(len(accounts)) {
+			r.Account, r.Left = accounts[place-1], n
+			return r, nil
+		}
+	case ledger.OutcomeRebuilding, ledger.OutcomeGone:
+	}
+	return ledger.ReserveReply{}, fmt.Errorf("outcome %d: %w", code, errBadRecord)
+}
+
+// Release implements [Admission].
+func (r *Redis) Release(ctx context.Context, calls []ledger.ReleaseCall) error {
+	for i := range calls {
+		if err := checkRelease(&calls[i]); err != nil {
+			return fmt.Errorf("release hold: %w", err)
+		}
+	}
+	for len(calls) > 0 {
+		n := min(len(calls), MaxTrip)
+		batch := make([]*call, n)
+		for i, c := range calls[:n] {
+			packed := packedCall{kind: callSettle, hold: c.Hold, incarnation: c.Incarnation, epoch: c.Epoch, x: c.Charge}
+			if c.Charge < 0 {
+				packed.kind, packed.x = callVoid, 0
+			}
+			batch[i] = newCall(c.Partition, &packed)
+		}
+		if err := r.send(ctx, batch...); err != nil {
+			return fmt.Errorf("release hold: %w", err)
+		}
+		calls = calls[n:]
+	}
+	return nil
+}
+
+// Load implements [Admission].
+func (r *Redis) Load(ctx context.Context, call ledger.LoadCall) error {
+	if err := checkLoad(&call); err != nil {
+		return fmt.Errorf("load accounts: %w", err)
+	}
+	head := []any{call.Epoch, call.Offset}
+	args := head
+	for a, b := range call.Balances {
+		if !counted(a) {
+			continue
+		}
+		args = append(args, appendField(nil, a), appendInt64(appendInt64(nil, b.Granted), b.Charged))
+		if len(args) > 2*maxPerScript {
+			if _, err := r.run(ctx, loadScript, call.Partition, args...); err != nil {
+				return fmt.Errorf("load accounts: %w", err)
+			}
+			args = head
+		}
+	}
+	if _, err := r.run(ctx, loadScript, call.Partition, args...); err != nil {
+		return fmt.Errorf("load accounts: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,171 @@
+package hold
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"ledgerline/ledger"
+)
+
+// State implements [Membership].
+func (r *Redis) State(ctx context.Context, partitions ...int) ([]ledger.Counters, error) {
+	requests := make([]*request, len(partitions))
+	for i, partition := range partitions {
+		if err := checkPartition(partition); err != nil {
+			return nil, fmt.Errorf("read the state of counters: %w", err)
+		}
+		requests[i] = &request{partition: partition}
+	}
+	if len(requests) == 0 {
+		return nil, nil
+	}
+	r.exec(ctx, ControlTimeout, stateScript, requests)
+	states := make([]ledger.Counters, len(partitions))
+	for i, q := range requests {
+		err := q.err
+		if err == nil {
+			states[i], err = decodeState(q.partition, q.reply)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the state of counters of partition %d: %w", q.partition, err)
+		}
+	}
+	return states, nil
+}
+
+func decodeState(partition int, reply []any) (ledger.Counters, error) {
+	s := ledger.Counters{Partition: partition}
+	if len(reply) == 0 {
+		return s, nil
+	}
+	var numbers [5]int64 // epoch, open, floor, done, foreign
+	for i := range numbers {
+		n, err := readInt(reply, i)
+		if err != nil {
+			return s, err
+		}
+		numbers[i] = n
+	}
+	s.Present, s.Epoch, s.Open = true, uint64(numbers[0]), numbers[1] == 1
+	s.Floor, s.Done, s.Foreign = numbers[2], numbers[3], numbers[4] == 1
+	for i := len(numbers); i+1 < len(reply); i += 2 {
+		name, err := readText(reply, i)
+		if err != nil {
+			return s, err
+		}
+		flags, err := readText(reply, i+1)
+		if err != nil {
+			return s, err
+		}
+		id, err := ledger.ParseID(name)
+		if err != nil {
+			return s, fmt.Errorf("incarnation %q: %w", name, errBadRecord)
+		}
+		incarnation{strings.Contains(flags, "m"), strings.Contains(flags, "r"), strings.Contains(flags, "d")}.list(&s, id)
+	}
+	sortState(&s)
+	return s, nil
+}
+
+// Begin implements [Upkeep].
+func (r *Redis) Begin(ctx context.Context, partition int, epoch uint64, offset int64) (bool, error) {
+	err := checkBegin(partition, epoch, offset)
+	if err == nil {
+		var ok bool
+		if ok, err = r.yes(ctx, beginScript, partition, epoch, offset); err == nil {
+			return ok, nil
+		}
+	}
+	return false, fmt.Errorf("begin epoch: %w", err)
+}
+
+// OpenEpoch implements [Upkeep].
+func (r *Redis) OpenEpoch(ctx context.Context, partition int, epoch uint64, floor int64) (bool, error) {
+	err := checkBegin(partition, epoch, floor)
+	if err == nil {
+		var ok bool
+		if ok, err = r.yes(ctx, openScript, partition, epoch, floor); err == nil {
+			return ok, nil
+		}
+	}
+	return false, fmt.Errorf("open epoch: %w", err)
+}
+
+// Reassert implements [Membership]. More than a few thousand holds are sent in parts; it is accepted if all of them were.
+func (r *Redis) Reassert(ctx context.Context, partition int, epoch uint64, inc ledger.ID, holds []ledger.OpenHold) (bool, error) {
+	if err := checkReassert(partition, epoch, inc, holds); err != nil {
+		return false, fmt.Errorf("re-assert holds: %w", err)
+	}
+	for {
+		part := holds[:min(len(holds), maxPerScript)]
+		args := make([]any, 0, 2+2*len(part))
+		args = append(args, epoch, inc.String())
+		for i := range part {
+			args = append(args, part[i].Hold[:], appendHold(nil, &part[i]))
+		}
+		accepted, err := r.yes(ctx, reassertScript, partition, args...)
+		if err != nil {
+			return false, fmt.Errorf("re-assert holds: %w", err)
+		}
+		if holds = holds[len(part):]; !accepted || len(holds) == 0 {
+			return accepted, nil
+		}
+	}
+}
+
+// Report implements [Membership].
+func (r *Redis) Report(ctx context.Context, partition int, epoch uint64, incarnations ...ledger.ID) error {
+	if err := checkEpoch(partition, epoch); err != nil {
+		return fmt.Errorf("report to epoch: %w", err)
+	}
+	for part := range slices.Chunk(incarnations, maxPerScript) {
+		args := []any{epoch}
+		for _, id := range part {
+			args = append(args, id.String())
+		}
+		if _, err := r.run(ctx, reportScript, partition, args...); err != nil {
+			return fmt.Errorf("report to epoch: %w", err)
+		}
+	}
+	return nil
+}
+
+// Apply implements [Upkeep].
+func (r *Redis) Apply(ctx context.Context, call ledger.ApplyCall) (ledger.ApplyReply, error) {
+	sums, err := checkApply(&call)
+	if err != nil {
+		return ledger.ApplyReply{}, fmt.Errorf("apply sums: %w", err)
+	}
+	const usual = 36 // bytes of one packed sum
+	packed := make([]byte, 0, usual*len(sums))
+	for i := range sums {
+		packed = appendSum(packed, &sums[i])
+	}
+	reply, err := r.run(ctx, applyScript, call.Partition, call.Epoch, call.From, call.To, packed)
+	if err != nil {
+		return ledger.ApplyReply{}, fmt.Errorf("apply sums: %w", err)
+	}
+	done, err := readInt(reply, 0)
+	if err != nil {
+		return ledger.ApplyReply{}, fmt.Errorf("apply sums: %w", err)
+	}
+	split, err := readInt(reply, 1)
+	if err != nil {
+		return ledger.ApplyReply{}, fmt.Errorf("apply sums: %w", err)
+	}
+	return ledger.ApplyReply{Done: done, SplitAt: split}, nil
+}
+
+// Drop implements [Upkeep].
+func (r *Redis) Drop(ctx context.Context, partition int, inc ledger.ID) error {
+	err := checkPartition(partition)
+	if err == nil {
+		_, err = r.run(ctx, dropScript, partition, inc.String())
+	}
+	if err != nil {
+		return fmt.Errorf("drop incarnation: %w", err)
+	}
+	return nil
+}
