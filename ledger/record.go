@@ -1,8 +1,6 @@
 package ledger
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -25,44 +23,6 @@ type Record struct {
 
 // ErrNewer marks an event of a kind or version that this build does not know. It is no dead letter: the partition stops.
 var ErrNewer = errors.New("event is newer than this binary")
-
-// Encode appends the canonical JSON of e to dst: fields in the order of the struct, no white space, no HTML escaping.
-func (e *Event) Encode(dst []byte) ([]byte, error) {
-	buf := bytes.NewBuffer(dst)
-	enc := json.NewEncoder(buf)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(e); err != nil {
-		return nil, fmt.Errorf("encode event: %w", err)
-	}
-	b := buf.Bytes()
-	b = b[:len(b)-1] // the encoder's newline
-	if len(b)-len(dst) > MaxEventBytes {
-		return nil, fmt.Errorf("encode event: %d bytes, more than %d", len(b)-len(dst), MaxEventBytes)
-	}
-	return b, nil
-}
-
-// Decode reads an event. Errors: ErrNewer (wrapped) for an unknown kind or higher version, otherwise what is wrong.
-func Decode(value []byte) (Event, error) {
-	var head struct {
-		V    int  `json:"v"`
-		Kind Kind `json:"kind"`
-	}
-	if len(value) > MaxEventBytes {
-		return Event{}, fmt.Errorf("decode event: %d bytes, more than %d", len(value), MaxEventBytes)
-	}
-	var e Event
-	if err := json.Unmarshal(value, &e); err != nil {
-		if json.Unmarshal(value, &head) == nil && (head.V > EventVersion || head.V > 0 && !head.Kind.Known()) {
-			return Event{}, fmt.Errorf("decode event of kind %q version %d: %w", head.Kind, head.V, ErrNewer)
-		}
-		return Event{}, fmt.Errorf("decode event: %w", err)
-	}
-	if e.Version > EventVersion || e.Version > 0 && e.Kind != "" && !e.Kind.Known() {
-		return Event{}, fmt.Errorf("decode event of kind %q version %d: %w", e.Kind, e.Version, ErrNewer)
-	}
-	return e, e.Check()
-}
 
 // Check reports what makes an event impossible to apply, whoever made it.
 func (e *Event) Check() error {
