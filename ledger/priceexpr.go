@@ -89,16 +89,32 @@ func (q *Quote) For(body []byte, header func(name string) string) *Quote {
 // sub-category in turn. That is a bound for every expression that is linear in the tokens of a tier and whose tiers do
 // not get cheaper as the input grows, which the expressions of providers' price lists are. One that fails holds MaxBill.
 func (q *Quote) expressionHold(prompt, output int64) int64 {
-	highest := decimal.Zero
-	for _, in := range []ExpressionInput{
-		{Prompt: prompt},
-		{CacheRead: prompt},
-		{CacheWrite: prompt},
-		{CacheWrite1h: prompt},
-		{ImageIn: prompt},
-		{AudioIn: prompt},
+	inputs := []ExpressionInput{{Prompt: prompt}}
+	outputs := []ExpressionInput{{Completion: output}}
+	for _, part := range []struct {
+		name   string
+		in     ExpressionInput
+		output bool
+	}{
+		{name: "cr", in: ExpressionInput{CacheRead: prompt}},
+		{name: "cc", in: ExpressionInput{CacheWrite: prompt}},
+		{name: "cc1h", in: ExpressionInput{CacheWrite1h: prompt}},
+		{name: "img", in: ExpressionInput{ImageIn: prompt}},
+		{name: "ai", in: ExpressionInput{AudioIn: prompt}},
+		{name: "img_o", in: ExpressionInput{ImageOut: output}, output: true},
+		{name: "ao", in: ExpressionInput{AudioOut: output}, output: true},
 	} {
-		for _, out := range []ExpressionInput{{Completion: output}, {ImageOut: output}, {AudioOut: output}} {
+		switch {
+		case !q.expr.Uses(part.name):
+		case part.output:
+			outputs = append(outputs, part.in)
+		default:
+			inputs = append(inputs, part.in)
+		}
+	}
+	highest := decimal.Zero
+	for _, in := range inputs {
+		for _, out := range outputs {
 			in.Length = prompt
 			in.Completion, in.ImageOut, in.AudioOut = out.Completion, out.ImageOut, out.AudioOut
 			in.Body, in.Header = q.body, q.header
@@ -109,7 +125,7 @@ func (q *Quote) expressionHold(prompt, output int64) int64 {
 			highest = decimal.Max(highest, usd)
 		}
 	}
-	units := highest.Mul(q.book.unit).Mul(q.group).Shift(-6).Add(q.searchSurcharge()).Ceil()
+	units := highest.Mul(q.book.unit).Mul(q.group).Shift(-6).Add(q.searchSurcharge()).Round(0)
 	if units.GreaterThanOrEqual(decimal.NewFromInt(MaxBill)) {
 		return MaxBill
 	}

@@ -28,6 +28,7 @@ var drivers = map[string][]string{
 	"ledger/journal":  {"golang.org/x/sys"},
 	"ledger/eventlog": {"github.com/segmentio/kafka-go", "github.com/twmb/franz-go"},
 	"ledger/hold":     {"github.com/redis/go-redis"},
+	"ledger/rating":   {"github.com/expr-lang/expr", "github.com/shopspring/decimal", "github.com/tidwall/gjson"},
 	"ledger/sqlstore": {"github.com/go-sql-driver/mysql", "modernc.org/sqlite", "github.com/pressly/goose"},
 	"ledger/usagelog": {"github.com/ClickHouse/", "github.com/go-sql-driver/mysql", "modernc.org/sqlite", "github.com/pressly/goose"},
 }
