@@ -1,0 +1,243 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"ledgerline/ledger"
+	"ledgerline/ledger/rating"
+)
+
+const rateUsage = `usage: ledgerline rate -options DIR FILE.jsonl
+
+Rates recorded bills (one JSON object per line) with the options in DIR, a file OPTIONS_SET.json for each options_set that
+the bills name, and compares each with the quota that was charged. Exit code 1 if any differ.
+
+`
+
+// maxBillLine bounds a line of the file: a request with its answer, images included.
+const maxBillLine = 32 << 20
+
+// rateCommand is `ledgerline rate`.
+func rateCommand(ctx context.Context, args []string, _ func(string) string, stdout, _ io.Writer) error {
+	flags := flag.NewFlagSet("rate", flag.ContinueOnError)
+	flags.SetOutput(io.Discard) // its mistakes are reported once, by main
+	dir := flags.String("options", "", "`directory` with the option files")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		_, err := io.WriteString(stdout, rateUsage)
+		return err
+	case err != nil:
+		return usagef("rate: %v; see ledgerline rate -h", err)
+	case *dir == "" || flags.NArg() != 1:
+		return usagef("rate wants -options DIR and one FILE.jsonl; see ledgerline rate -h")
+	}
+	if info, err := os.Stat(*dir); err != nil {
+		return fmt.Errorf("read options: %w", err)
+	} else if !info.IsDir() {
+		return fmt.Errorf("read options: %s is not a directory", *dir)
+	}
+	report, err := rateFile(ctx, *dir, flags.Arg(0))
+	if err != nil {
+		return err
+	}
+	if err := report.print(stdout); err != nil {
+		return fmt.Errorf("print report: %w", err)
+	}
+	if n := len(report.different); n > 0 {
+		return fmt.Errorf("%d of %d bills differ", n, report.total.bills)
+	}
+	return nil
+}
+
+// tally counts the bills of one tag.
+type tally struct {
+	bills, matched, recounted, different, unsupported int
+}
+
+// finding is a bill worth a line of its own.
+type finding struct {
+	id, tag, model string
+	ours, theirs   string
+	reason         string
+}
+
+// rateReport is the outcome of a file.
+type rateReport struct {
+	total       tally
+	tags        map[string]*tally
+	different   []finding
+	unsupported []finding
+}
+
+// rateFile rates a file line by line.
+func rateFile(ctx context.Context, dir, file string) (*rateReport, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, fmt.Errorf("read bills: %w", err)
+	}
+	defer f.Close()
+	report := &rateReport{tags: make(map[string]*tally)}
+	tariffs := make(map[string]tariff)
+	lines := bufio.NewScanner(f)
+	lines.Buffer(make([]byte, 64<<10), maxBillLine)
+	number := 0
+	for lines.Scan() {
+		number++
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if strings.TrimSpace(lines.Text()) == "" {
+			continue
+		}
+		if err := report.line(lines.Bytes(), dir, tariffs); err != nil {
+			return nil, fmt.Errorf("%s:%d: %w", file, number, err)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("%s:%d: read bills: %w", file, number+1, err)
+	}
+	return report, nil
+}
+
+// line rates one line and files the result.
+func (r *rateReport) line(text []byte, dir string, tariffs map[string]tariff) error {
+	var bill billLine
+	if err := json.Unmarshal(text, &bill); err != nil {
+		return fmt.Errorf("decode bill: %w", err)
+	}
+	if bill.ID == "" || bill.OptionsSet == "" || bill.Model == "" {
+		return errors.New("decode bill: id, model and options_set must be there")
+	}
+	prices, ok := tariffs[bill.OptionsSet]
+	if !ok {
+		var err error
+		if prices, err = loadTariff(dir, bill.OptionsSet); err != nil {
+			return err
+		}
+		tariffs[bill.OptionsSet] = prices
+	}
+	ours, err := prices.price(bill.billInput)
+	if err != nil && !refusesToRate(err) {
+		return fmt.Errorf("rate bill %s: %w", bill.ID, err)
+	}
+	r.file(bill, ours, err)
+	return nil
+}
+
+func refusesToRate(err error) bool {
+	if _, ok := errors.AsType[*ledger.UnpricedError](err); ok {
+		return true
+	}
+	_, ok := errors.AsType[*ledger.UnsupportedError](err)
+	return ok
+}
+
+// file counts one bill and keeps it if it differs or cannot be rated.
+func (r *rateReport) file(bill billLine, ours priced, refused error) {
+	t := r.tags[bill.Tag]
+	if t == nil {
+		t = &tally{}
+		r.tags[bill.Tag] = t
+	}
+	found := finding{id: bill.ID, tag: bill.Tag, model: bill.Model, ours: "none", theirs: "none"}
+	if ours.billed && refused == nil {
+		found.ours = fmt.Sprint(ours.bill.Quota)
+	}
+	if bill.Log != nil {
+		found.theirs = fmt.Sprint(bill.Log.Quota)
+	}
+	t.bills++
+	r.total.bills++
+	switch {
+	case refused != nil:
+		t.unsupported++
+		r.total.unsupported++
+		found.reason = refused.Error()
+		r.unsupported = append(r.unsupported, found)
+	case found.ours == found.theirs:
+		t.matched++
+		r.total.matched++
+	case ours.recounted && bill.Log != nil && ours.tolerable(bill.Log.Quota):
+		t.recounted++
+		r.total.recounted++
+	default:
+		t.different++
+		r.total.different++
+		found.reason = ours.explain()
+		r.different = append(r.different, found)
+	}
+}
+
+// loadTariff reads DIR/SET.json: option keys to values, maps as JSON objects or as the text that the options table holds.
+func loadTariff(dir, set string) (tariff, error) {
+	if set != filepath.Base(set) {
+		return tariff{}, fmt.Errorf("read options: options_set %q is not a plain name", set)
+	}
+	path := filepath.Join(dir, set+".json")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return tariff{}, fmt.Errorf("read options: %w", err)
+	}
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal(text, &raw); err != nil {
+		return tariff{}, fmt.Errorf("read options: %s: %w", path, err)
+	}
+	options := make(map[string]string, len(raw))
+	for key, value := range raw {
+		var s string
+		if json.Unmarshal(value, &s) != nil {
+			s = string(value)
+		}
+		options[key] = s
+	}
+	var t tariff
+	if t.book, err = ledger.ParsePriceBookWith(options, rating.Compiler(time.Now)); err != nil {
+		return tariff{}, fmt.Errorf("read options: %s: %w", path, err)
+	}
+	if groups, ok := options["AutoGroups"]; ok && groups != "" {
+		if err := json.Unmarshal([]byte(groups), &t.autoGroups); err != nil {
+			return tariff{}, fmt.Errorf("read options: %s: option AutoGroups: %w", path, err)
+		}
+	}
+	return t, nil
+}
+
+// print writes the report: a table of tags, then each bill that differs or cannot be rated.
+func (r *rateReport) print(w io.Writer) error {
+	table := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(table, "tag\tbills\tmatched\trecounted\tdifferent\tunsupported")
+	row := func(name string, t *tally) {
+		fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%d\t%d\n", name, t.bills, t.matched, t.recounted, t.different, t.unsupported)
+	}
+	for _, tag := range slices.Sorted(maps.Keys(r.tags)) {
+		row(tag, r.tags[tag])
+	}
+	row("total", &r.total)
+	for _, list := range []struct {
+		title string
+		found []finding
+	}{{"different", r.different}, {"unsupported", r.unsupported}} {
+		if len(list.found) == 0 {
+			continue
+		}
+		fmt.Fprintf(table, "\n%s\tours\ttheirs\ttag\tmodel\treason\n", list.title)
+		for _, f := range list.found {
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", f.id, f.ours, f.theirs, f.tag, f.model, f.reason)
+		}
+	}
+	fmt.Fprintf(table, "\nrecounted: the upstream reported no tokens, both sides estimate; they agree within %d%% and the price of %d tokens\n", recountPercent, recountTokens)
+	return table.Flush()
+}
