@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"syscall"
@@ -25,8 +24,8 @@ func main() {
 	if err == nil {
 		return
 	}
-	if e, ok := errors.AsType[*exec.ExitError](err); ok && e.Exited() {
-		os.Exit(e.ExitCode())
+	if code, ok := errors.AsType[exitCode](err); ok {
+		os.Exit(int(code))
 	}
 	fmt.Fprintln(os.Stderr, "local:", err)
 	if errors.Is(err, errUsage) {

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -41,8 +40,7 @@ func TestRunWithGivenAddresses(t *testing.T) {
 		return os.Getenv(name)
 	}
 	_, log, err := local(t, given, "run", "--", "sh", "-c", "exit 7")
-	e, ok := errors.AsType[*exec.ExitError](err)
-	if !ok || e.ExitCode() != 7 {
+	if code, ok := errors.AsType[exitCode](err); !ok || code != 7 {
 		t.Errorf("error %v, want exit code 7", err)
 	}
 	if !strings.Contains(log, "kafka is given by TEST_KAFKA_BROKERS") {

@@ -55,8 +55,17 @@ func runCommand(ctx context.Context, cache *engines.Cache, args []string, mysql 
 		fmt.Fprintf(log, "local: %s on %s\n", kind, s.Addr)
 	}
 	fmt.Fprintf(log, "local: engines ready in %.1f s\n", time.Since(began).Seconds())
-	return errors.Join(cmd.Run(), engines.CloseAll(servers))
+	err = cmd.Run()
+	if e, ok := errors.AsType[*exec.ExitError](err); ok && e.Exited() && e.ExitCode() != 0 {
+		err = exitCode(e.ExitCode())
+	}
+	return errors.Join(err, engines.CloseAll(servers))
 }
+
+// exitCode is the exit code, not 0, of the command that was run: the command has said itself what is wrong.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("the command ended with exit code %d", int(c)) }
 
 // address is the variable of testEnv with its value.
 func address(kind engines.Kind, s *engines.Server) string {

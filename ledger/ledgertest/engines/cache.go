@@ -104,7 +104,7 @@ func need(program, hint string) (string, error) {
 }
 
 // output runs a program in dir to its end and returns what it printed on standard output. The error holds the tail of
-// what it printed on standard error.
+// what it printed.
 func output(ctx context.Context, dir, program string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = dir
@@ -112,9 +112,9 @@ func output(ctx context.Context, dir, program string, args ...string) (string, e
 	if err == nil {
 		return string(out), nil
 	}
-	said := string(out)
-	if e, ok := errors.AsType[*exec.ExitError](err); ok && len(e.Stderr) > 0 {
-		said = string(e.Stderr)
+	said := string(out) // Maven reports its errors here
+	if e, ok := errors.AsType[*exec.ExitError](err); ok {
+		said += "\n" + string(e.Stderr)
 	}
 	return "", fmt.Errorf("run %s %s: %w: %s", filepath.Base(program), strings.Join(args, " "), err, tail(said))
 }
