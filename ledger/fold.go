@@ -38,6 +38,21 @@ func NewFold(dead func(partition int, offset int64) DeadState) *Fold {
 	}
 }
 
+// Resume adds what a snapshot of one partition holds, so that the fold goes on from the snapshot's offset as if it had read
+// everything below.
+func (f *Fold) Resume(partition int, balances map[Account]Balance, marks map[ID]Watermark, keys []string) {
+	for account, b := range balances {
+		f.Balances[account] = f.Balances[account].Plus(b)
+	}
+	for producer, mark := range marks {
+		mark.Holes = append([]Hole(nil), mark.Holes...)
+		f.marks[producerPlace{partition, producer}] = &mark
+	}
+	for _, key := range keys {
+		f.keys[key] = true
+	}
+}
+
 // Apply adds one record, in offset order within its partition, and reports whether it counted. A record that could not
 // be decoded counts nothing (it is in the dead-letter store).
 func (f *Fold) Apply(r *Record) bool {

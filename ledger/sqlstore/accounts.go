@@ -18,8 +18,11 @@ type account struct {
 	listed bool // there is a row in New API's table
 
 	column           int64 // New API's quota or remain_quota
+	used, counted    int64 // New API's used_quota and request_count
 	balance          ledger.Balance
 	written, pending int64
+	baseUsed         int64 // what New API's counters hold beyond charged and requests: used = charged + baseUsed
+	baseRequests     int64
 	usedAt           int64 // Unix seconds of the last use
 	saturated        bool  // when it was locked, the column could not hold what was due
 
@@ -99,10 +102,10 @@ func (tx *Tx) lockAccounts(ctx context.Context, part int, want ids) (*sheet, err
 			sh.by[a.Account] = a
 		}
 	}
-	if err := sh.lockColumns(ctx, ledger.UserAccount, want.users, "id, COALESCE(quota, 0) FROM users"); err != nil {
+	if err := sh.lockColumns(ctx, ledger.UserAccount, want.users, "id, COALESCE(quota, 0), COALESCE(used_quota, 0), COALESCE(request_count, 0) FROM users"); err != nil {
 		return nil, err
 	}
-	if err := sh.lockColumns(ctx, ledger.TokenAccount, want.tokens, "COALESCE(user_id, 0), COALESCE(remain_quota, 0) FROM tokens"); err != nil {
+	if err := sh.lockColumns(ctx, ledger.TokenAccount, want.tokens, "COALESCE(user_id, 0), COALESCE(remain_quota, 0), COALESCE(used_quota, 0), 0 FROM tokens"); err != nil {
 		return nil, err
 	}
 	return sh, sh.lockRows(ctx, want)
@@ -112,12 +115,13 @@ func (sh *sheet) lockColumns(ctx context.Context, kind ledger.AccountKind, list 
 	err := chunks(list, func(list []int64) error {
 		q := new(statement).text("SELECT id, " + columns + sh.tx.s.forcePK + " WHERE id IN (").ints(list).text(") ORDER BY id" + sh.tx.ForUpdate())
 		return sh.tx.each(ctx, q.String(), nil, func(scan func(...any) error) error {
-			var id, owner, column int64
-			if err := scan(&id, &owner, &column); err != nil {
+			var n account
+			if err := scan(&n.ID, &n.owner, &n.column, &n.used, &n.counted); err != nil {
 				return err
 			}
-			a := sh.by[ledger.Account{Kind: kind, ID: id}]
-			a.listed, a.owner, a.column = true, owner, column
+			a := sh.by[ledger.Account{Kind: kind, ID: n.ID}]
+			a.listed, a.owner, a.column, a.used, a.counted = true, n.owner, n.column, n.used, n.counted
+			a.baseUsed, a.baseRequests = n.used, n.counted // unless there is an account, which knows better
 			return nil
 		})
 	})
@@ -127,7 +131,7 @@ func (sh *sheet) lockColumns(ctx context.Context, kind ledger.AccountKind, list 
 	return nil
 }
 
-const accountColumns = "kind, id, part, granted, charged, requests, written, pending_adopt, used_at"
+const accountColumns = "kind, id, part, granted, charged, requests, written, pending_adopt, base_used, base_requests, used_at"
 
 func (sh *sheet) lockRows(ctx context.Context, want ids) error {
 	lock := func(kind ledger.AccountKind, slot int, list []int64) error {
@@ -153,7 +157,7 @@ func (sh *sheet) lockRows(ctx context.Context, want ids) error {
 
 func (sh *sheet) scanRow(scan func(...any) error) error {
 	var r account
-	err := scan(&r.Kind, &r.ID, &r.part, &r.balance.Granted, &r.balance.Charged, &r.balance.Requests, &r.written, &r.pending, &r.usedAt)
+	err := scan(&r.Kind, &r.ID, &r.part, &r.balance.Granted, &r.balance.Charged, &r.balance.Requests, &r.written, &r.pending, &r.baseUsed, &r.baseRequests, &r.usedAt)
 	if err != nil {
 		return err
 	}
@@ -161,7 +165,8 @@ func (sh *sheet) scanRow(scan func(...any) error) error {
 	if sh.part >= 0 && r.part != sh.part {
 		return &permanentError{"foreign_account", fmt.Sprintf("%s belongs to partition %d, not %d", r.Account, r.part, sh.part)}
 	}
-	a.stored, a.part, a.balance, a.written, a.pending, a.usedAt = true, r.part, r.balance, r.written, r.pending, r.usedAt
+	a.stored, a.part, a.balance, a.written, a.pending = true, r.part, r.balance, r.written, r.pending
+	a.baseUsed, a.baseRequests, a.usedAt = r.baseUsed, r.baseRequests, r.usedAt
 	if name, ok := quotaColumn[r.Kind]; ok {
 		due, err := a.due()
 		if err != nil {
@@ -237,7 +242,7 @@ func (sh *sheet) write(ctx context.Context, absolute bool) error {
 }
 
 func (sh *sheet) upsert(ctx context.Context, list []*account) error {
-	q := new(statement).text("INSERT INTO ledger_accounts (kind, id, slot, part, granted, charged, requests, written, pending_adopt, step_charged, step_requests, used_at) VALUES ")
+	q := new(statement).text("INSERT INTO ledger_accounts (kind, id, slot, part, granted, charged, requests, written, pending_adopt, base_used, base_requests, step_charged, step_requests, used_at) VALUES ")
 	for i, a := range list {
 		if i > 0 {
 			q.text(",")
@@ -248,10 +253,10 @@ func (sh *sheet) upsert(ctx context.Context, list []*account) error {
 		}
 		q.text("('").text(string(a.Kind)).text("',").ints([]int64{
 			a.ID, slot, int64(a.part), a.balance.Granted, a.balance.Charged, a.balance.Requests,
-			a.written, a.pending, a.stepCharged, a.stepRequests, a.usedAt,
+			a.written, a.pending, a.baseUsed, a.baseRequests, a.stepCharged, a.stepRequests, a.usedAt,
 		}).text(")")
 	}
-	q.text(sh.tx.s.onConflict("kind, id, slot", "granted", "charged", "requests", "written", "pending_adopt", "step_charged", "step_requests", "used_at"))
+	q.text(sh.tx.s.onConflict("kind, id, slot", "granted", "charged", "requests", "written", "pending_adopt", "base_used", "base_requests", "step_charged", "step_requests", "used_at"))
 	_, err := sh.tx.Exec(ctx, q.String())
 	return err
 }
@@ -265,9 +270,9 @@ func (sh *sheet) writeThrough(ctx context.Context, absolute bool) error {
 		}
 		return s.raise(table, column, step)
 	}
-	users := "quota = s.written, " + counter("users", "used_quota", "s.step_charged", "s.charged") + ", " +
-		counter("users", "request_count", "s.step_requests", "s.requests")
-	tokens := "remain_quota = s.written, " + counter("tokens", "used_quota", "s.step_charged", "s.charged") +
+	users := "quota = s.written, " + counter("users", "used_quota", "s.step_charged", "s.charged + s.base_used") + ", " +
+		counter("users", "request_count", "s.step_requests", "s.requests + s.base_requests")
+	tokens := "remain_quota = s.written, " + counter("tokens", "used_quota", "s.step_charged", "s.charged + s.base_used") +
 		", accessed_time = " + s.greatest + "(COALESCE(accessed_time, 0), s.used_at)"
 	channels := s.raise("channels", "used_quota", "s.step_charged")
 	for _, group := range []struct {

@@ -88,7 +88,7 @@ func (sh *sheet) add(s *sum) error {
 	if a.owner == 0 || sh.tx.s.foreignOwner(a) {
 		a.owner = s.owner
 	}
-	if !addTo(&a.pending, -s.adopted) || !addTo(&a.written, s.known) {
+	if !addTo(&a.pending, -s.adopted) || !addTo(&a.written, s.known) || !addTo(&a.baseUsed, -s.opened.Charged) || !addTo(&a.baseRequests, -s.opened.Requests) {
 		return &permanentError{"overflow", fmt.Sprintf("the adoptions of %s leave 64 bits", a.Account)}
 	}
 	if err := sh.adopt(a); err != nil {
@@ -102,9 +102,7 @@ func (sh *sheet) add(s *sum) error {
 // foreignOwner reports whether New API's row names a user of another partition than the account's: the token was given
 // to somebody else by hand. Its account stays where its events are.
 func (s *Store) foreignOwner(a *account) bool {
-	s.mu.Lock()
-	n := s.partitions
-	s.mu.Unlock()
+	n := s.knownPartitions()
 	return n > 0 && a.part >= 0 && ledger.Partition(a.owner, n) != a.part
 }
 

@@ -100,10 +100,7 @@ func (s *Store) Log(ctx context.Context) (LogInfo, error) {
 
 // partitionCount returns P, which never changes once it is stored.
 func (s *Store) partitionCount(ctx context.Context, tx *Tx) (int, error) {
-	s.mu.Lock()
-	n := s.partitions
-	s.mu.Unlock()
-	if n > 0 {
+	if n := s.knownPartitions(); n > 0 {
 		return n, nil
 	}
 	info, err := tx.logInfo(ctx, "")
@@ -117,4 +114,11 @@ func (s *Store) partitionCount(ctx context.Context, tx *Tx) (int, error) {
 	s.partitions = info.Partitions
 	s.mu.Unlock()
 	return info.Partitions, nil
+}
+
+// knownPartitions returns P after partitionCount was called, else 0.
+func (s *Store) knownPartitions() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.partitions
 }

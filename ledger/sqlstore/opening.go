@@ -128,7 +128,7 @@ func (tx *Tx) open(ctx context.Context, kind ledger.AccountKind, list []int64) (
 		return 0, err
 	}
 	var outbox []outboxRow
-	insert := new(statement).text("INSERT INTO ledger_accounts (kind, id, slot, part, written, pending_adopt) VALUES ")
+	insert := new(statement).text("INSERT INTO ledger_accounts (kind, id, slot, part, written, pending_adopt, base_used, base_requests) VALUES ")
 	for i := range rows {
 		o := &rows[i]
 		event := o.event(kind)
@@ -142,7 +142,7 @@ func (tx *Tx) open(ctx context.Context, kind ledger.AccountKind, list []int64) (
 		if len(outbox) > 0 {
 			insert.text(",")
 		}
-		insert.text("('" + string(kind) + "',").ints([]int64{o.id, 0, int64(ledger.Partition(o.owner, partitions)), o.left, o.left}).text(")")
+		insert.text("('" + string(kind) + "',").ints([]int64{o.id, 0, int64(ledger.Partition(o.owner, partitions)), o.left, o.left, o.used, o.requests}).text(")")
 		outbox = append(outbox, outboxRow{key: key, event: event, amount: o.left, state: outboxNew})
 	}
 	if len(outbox) == 0 {

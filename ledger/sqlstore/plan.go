@@ -12,11 +12,12 @@ type sum struct {
 	account  ledger.Account
 	owner    int64 // the user whose records touch it
 	balance  ledger.Balance
-	adopted  int64 // leaves pending_adopt
-	known    int64 // joins written before the column is looked at (DESIGN 9: an adoption whose row is missing)
-	charged  int64 // raises New API's used_quota
-	requests int64 // raises request_count
-	usedAt   int64 // Unix milliseconds of the newest request
+	adopted  int64          // leaves pending_adopt
+	known    int64          // joins written before the column is looked at (DESIGN 9: an adoption whose row is missing)
+	opened   ledger.Balance // brought by openings: New API's counters had it already
+	charged  int64          // raises New API's used_quota
+	requests int64          // raises request_count
+	usedAt   int64          // Unix milliseconds of the newest request
 }
 
 // plan is what a stretch of records would do. It is built in memory before anything is written, so its size grows with
@@ -127,6 +128,9 @@ func (p *plan) addDeltas(e *ledger.Event, noted int64) error {
 			s.usedAt = max(s.usedAt, e.Time)
 		}
 		ok := addBalance(&s.balance, d.Balance)
+		if e.Kind == ledger.KindAccountOpened {
+			ok = ok && addBalance(&s.opened, d.Balance)
+		}
 		if adopts {
 			// The row's transaction moved the column's difference into pending_adopt and written; the event takes it from
 			// there into the balance. What the row did not note (it is missing, or of another amount) joins written, so that

@@ -23,7 +23,8 @@ CREATE TABLE IF NOT EXISTS `ledger_partitions` (
 );
 
 -- The truth. `written` is what was last put into New API's column, `pending_adopt` the hand edits found in that column
--- whose event is not applied yet. The step_ columns and used_at are what the last flush raised; New API's counters are
+-- whose event is not applied yet. The base_ columns are what New API's counters hold that charged and requests do not
+-- cover (until the opening event is applied). The step_ columns and used_at are what the last flush raised; New API's counters are
 -- raised by them in the same transaction. A channel has one row per partition (and one of part -1: what it had used
 -- before Ledgerline), users and tokens have one.
 CREATE TABLE IF NOT EXISTS `ledger_accounts` (
@@ -36,6 +37,8 @@ CREATE TABLE IF NOT EXISTS `ledger_accounts` (
   `requests` bigint NOT NULL DEFAULT 0,
   `written` bigint NOT NULL DEFAULT 0,
   `pending_adopt` bigint NOT NULL DEFAULT 0,
+  `base_used` bigint NOT NULL DEFAULT 0,
+  `base_requests` bigint NOT NULL DEFAULT 0,
   `step_charged` bigint NOT NULL DEFAULT 0,
   `step_requests` bigint NOT NULL DEFAULT 0,
   `used_at` bigint NOT NULL DEFAULT 0,

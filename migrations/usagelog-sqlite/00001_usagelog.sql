@@ -13,7 +13,7 @@ CREATE TABLE IF NOT EXISTS `ledger_usage` (
   `producer` blob NOT NULL,
   `seq` bigint NOT NULL,
   `prev` bigint NOT NULL,
-  `event_key` blob NOT NULL,
+  `event_key` text NOT NULL,
   `granted` bigint NOT NULL,
   `charged` bigint NOT NULL,
   `requests` bigint NOT NULL,
