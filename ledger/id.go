@@ -38,7 +38,7 @@ func ParseID(s string) (ID, error) {
 func (id ID) IsZero() bool { return id == ID{} }
 
 // String returns the canonical text form.
-func (id ID) String() string { return string(id.Append(nil)) }
+func (id ID) String() string { return string(id.Append(make([]byte, 0, 36))) }
 
 // Append appends the canonical text form of id to dst.
 func (id ID) Append(dst []byte) []byte {
@@ -51,7 +51,7 @@ func (id ID) Append(dst []byte) []byte {
 }
 
 // MarshalText implements encoding.TextMarshaler.
-func (id ID) MarshalText() ([]byte, error) { return id.Append(nil), nil }
+func (id ID) MarshalText() ([]byte, error) { return id.Append(make([]byte, 0, 36)), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (id *ID) UnmarshalText(text []byte) error {

@@ -40,8 +40,9 @@ func (j *Journal) collect() {
 			j.flush()
 			continue
 		}
+		away := segment{index: seg.index, size: seg.size, damaged: seg.damaged}
 		j.mu.Unlock()
-		kept, err := shelve(j.cfg, j.dir, seg)
+		kept, err := shelve(j.cfg, j.dir, &away)
 		if err != nil {
 			j.log.Warn("a shipped journal segment cannot be put away; trying again", "segment", seg.index, "error", err)
 			j.retryCollect()

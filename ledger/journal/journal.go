@@ -336,7 +336,7 @@ func (j *Journal) Stats() Stats {
 	defer j.mu.Unlock()
 	s := Stats{
 		LiveBytes: j.live, MaxBytes: j.cfg.MaxBytes, Segments: len(j.segs), OpenHolds: len(j.opens), Slots: j.slots.count,
-		QueuedBytes: j.queued, Depth: j.ship.depth, InFlight: j.ship.outstanding, MemoryBytes: j.ship.bytes, Behind: j.ship.behind,
+		QueuedBytes: j.queued, Depth: j.ship.depth, InFlight: j.ship.outstanding, MemoryBytes: j.ship.bytes, Behind: j.ship.behind && j.ship.cursor.before(j.ship.limit()),
 		Events: j.stats.events, Batches: j.stats.batches, Frames: j.stats.frames, CopiedFrames: j.stats.copied,
 		SyncTime: j.stats.syncTime, Damages: j.damages, Failed: j.failed != nil,
 	}

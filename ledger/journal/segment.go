@@ -112,12 +112,9 @@ func segmentSalt(incarnation ledger.ID, index uint64) uint32 {
 	return crc32.Checksum(b[:], castagnoli)
 }
 
+// frameSum differs for the same frame at every other offset, and in every other segment: offsets are below 2^32.
 func frameSum(salt uint32, offset int64, head, body []byte) uint32 {
-	var at [8]byte
-	binary.LittleEndian.PutUint64(at[:], uint64(offset))
-	salt = crc32.Update(salt, castagnoli, at[:])
-	salt = crc32.Update(salt, castagnoli, head)
-	return crc32.Update(salt, castagnoli, body)
+	return crc32.Update(crc32.Update(salt, castagnoli, head), castagnoli, body) ^ uint32(offset)
 }
 
 // sealFrame fills in the header of the frame that occupies all of frame, at offset in its segment.

@@ -2,11 +2,7 @@ package journal
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"path/filepath"
 	"sort"
 
 	"ledgerline/ledger"
@@ -66,9 +62,6 @@ func newShipping(partitions int) shipping {
 		acked: make([]uint64, partitions), handed: make([]uint64, partitions), flights: make([][]flight, partitions),
 	}
 }
-
-// readWindow is how much of a segment a reader that is behind reads at once; more if a record is longer.
-const readWindow = 512 << 10
 
 // offer takes the events of a durable batch, with mu held.
 func (j *Journal) offer(b *batch) {
@@ -199,126 +192,6 @@ func (s *shipping) hand(p *ledger.Parcel) bool {
 	fl[i].epoch = s.epoch
 	s.outstanding++
 	return true
-}
-
-// takeFromDisk hands out from the segment at cursor.
-func (j *Journal) takeFromDisk(most int) ([]ledger.Parcel, error) {
-	j.mu.Lock()
-	at, limit, salt, epoch := j.ship.cursor, j.ship.limit(), uint32(0), j.ship.epoch
-	k := sort.Search(len(j.segs), func(i int) bool { return j.segs[i].index >= at.segment })
-	seg := j.segs[k]
-	if seg.index > at.segment { // collected: all that it held was acknowledged
-		at = position{seg.index, headerBytes(j.cfg.Partitions)}
-	}
-	to := seg.durable
-	if seg.index == limit.segment {
-		to = limit.offset
-	}
-	salt = seg.salt
-	if at.offset >= to {
-		if k+1 < len(j.segs) {
-			at = position{j.segs[k+1].index, headerBytes(j.cfg.Partitions)}
-		}
-		j.ship.cursor = at
-		j.mu.Unlock()
-		return nil, nil
-	}
-	j.mu.Unlock()
-	name := filepath.Join(j.dir, segmentName(at.segment))
-	frames, next, gaps, err := readFrames(j.cfg.FS, name, salt, at.offset, to)
-	if errors.Is(err, fs.ErrNotExist) && j.skip(seg) {
-		return nil, nil // collected meanwhile
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read events to ship: %w", err)
-	}
-	return j.handFrames(frames, position{at.segment, next}, gaps, name, epoch, most), nil
-}
-
-// skip moves the cursor behind a segment whose file is gone, if all that it held is acknowledged.
-func (j *Journal) skip(seg *segment) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.ship.cursor.segment <= seg.index && j.allAcked(seg) {
-		j.ship.cursor = position{seg.index + 1, headerBytes(j.cfg.Partitions)}
-	}
-	return j.allAcked(seg)
-}
-
-// handFrames hands out the events among the frames read, up to most, and moves the cursor behind the last one.
-func (j *Journal) handFrames(frames []frame, next position, gaps []gap, name string, epoch, most int) (out []ledger.Parcel) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	s := &j.ship
-	if s.epoch != epoch {
-		return nil
-	}
-	for _, g := range gaps {
-		j.noteDamage(Damage{name, g.From, g.To - g.From, g.Reason.Error()})
-		j.failLocked(fmt.Errorf("segment cannot be read back: %s at offset %d: %w", name, g.From, g.Reason))
-	}
-	room := min(most, j.cfg.InFlight-s.outstanding)
-	for _, f := range frames {
-		if len(out) == room {
-			next.offset = f.Offset
-			break
-		}
-		r, err := decodeRecord(f.Body)
-		if err != nil {
-			j.noteDamage(Damage{name, f.Offset, int64(len(f.Body)) + frameHeader, err.Error()})
-			j.failLocked(fmt.Errorf("segment cannot be read back: %s at offset %d: %w", name, f.Offset, err))
-			continue
-		}
-		if r.Kind != kindEvent {
-			continue
-		}
-		if p := r.parcel(j.id, j.cfg.Partitions); p.Seq > s.acked[p.Partition] && s.hand(&p) {
-			out = append(out, p)
-		}
-	}
-	s.cursor = next
-	return out
-}
-
-// readFrames reads whole frames from offset on, at least one and about readWindow bytes, not beyond to. next is where to
-// go on. Gaps are damage: everything below to was synced.
-func readFrames(files FS, name string, salt uint32, from, to int64) (frames []frame, next int64, gaps []gap, err error) {
-	f, err := files.Open(name)
-	if err != nil {
-		return nil, from, nil, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	for size := min(to-from, readWindow); ; size = to - from {
-		data := make([]byte, size)
-		n, err := f.ReadAt(data, from)
-		if err != nil && !errors.Is(err, io.EOF) {
-			return nil, from, nil, err
-		}
-		data = data[:n]
-		if from+size < to { // a window: stop at the first frame that is not whole in it
-			pos := 0
-			for pos < len(data) {
-				fr, bad := decodeFrame(data[pos:], salt, from+int64(pos))
-				if bad != nil {
-					break
-				}
-				frames = append(frames, fr)
-				pos += frameHeader + len(fr.Body)
-			}
-			if len(frames) > 0 {
-				return frames, from + int64(pos), nil, nil
-			}
-			continue
-		}
-		gaps, err = walkFrames(data, salt, from, func(fr frame) error {
-			frames = append(frames, fr)
-			return nil
-		})
-		if n < int(size) {
-			gaps = append(gaps, gap{From: from + int64(n), To: to, Reason: errShort})
-		}
-		return frames, to, gaps, err
-	}
 }
 
 // Acked notes that everything of the partition up to seq is acknowledged by the log. It panics if seq was never handed out: an
