@@ -186,3 +186,23 @@ func (e *shared) get(t testing.TB) string {
 	}
 	return e.server
 }
+
+// NodeModules returns a node_modules folder with the named npm packages (name@version), for a test that runs a client SDK
+// under node: a script beside a link to that folder, or NODE_PATH, finds them.
+func NodeModules(t testing.TB, packages ...string) string {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: needs npm packages")
+	}
+	c, err := engines.Open(os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := engineContext()
+	defer cancel()
+	dir, err := c.NodeModules(ctx, packages...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}

@@ -4,6 +4,9 @@ package ledgertest_test
 
 import (
 	"database/sql"
+	"os"
+	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
@@ -117,5 +120,15 @@ func TestPrivateServer(t *testing.T) {
 	}
 	if n, err := client.DBSize(t.Context()).Result(); err != nil || n != 0 {
 		t.Errorf("a restarted Redis has %d keys, %v", n, err)
+	}
+}
+
+func TestNodeModules(t *testing.T) {
+	dir := ledgertest.NodeModules(t, "openai@7.57.0")
+	cmd := exec.CommandContext(t.Context(), "node", "-e", "console.log(typeof require('openai').default)")
+	cmd.Env = append(os.Environ(), "NODE_PATH="+dir)
+	out, err := cmd.CombinedOutput()
+	if err != nil || strings.TrimSpace(string(out)) != "function" {
+		t.Errorf("%s, %v", out, err)
 	}
 }
