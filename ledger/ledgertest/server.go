@@ -1,5 +1,13 @@
 //go:build unix
 
+// Package ledgertest holds what tests of several packages share: the conformance suites that every implementation of a port
+// passes, and real engines. It is imported by tests and by compose alone.
+//
+// Engines are shared where that is safe: each test gets a database or topic of its own on a server that the environment
+// names (TEST_KAFKA_BROKERS, TEST_MYSQL_DSN, TEST_REDIS_URL, TEST_CLICKHOUSE_DSN; make test sets them) or that the first
+// test of the binary starts. A test that kills, freezes or reconfigures its engine starts a private one ([Server]). An
+// engine that cannot be had fails the test; only -short leaves such tests out. All servers die with the test binary,
+// however it ends.
 package ledgertest
 
 import (

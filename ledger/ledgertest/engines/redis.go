@@ -21,13 +21,13 @@ func (c *Cache) redis(ctx context.Context) (string, error) {
 	if _, err := exec.LookPath("redis-server"); err == nil {
 		return "", nil
 	}
-	return c.debian(ctx, "redis", "redis-server", "redis-sentinel")
+	return c.debian(ctx, "redis", "redis-server")
 }
 
 // StartRedis starts redis-server with no persistence and no maxmemory. Options.Args may change that, for example
 // "--appendonly", "yes" to keep the data through a restart, or "--replicaof", "127.0.0.1 PORT".
 func StartRedis(ctx context.Context, o Options) (*Server, error) {
-	return startRedis(ctx, "redis-server", o, func(s *Server, port int) []string {
+	return startRedis(ctx, "redis", o, func(s *Server, port int) []string {
 		args := []string{
 			"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", s.Dir, "--daemonize", "no",
 			"--databases", strconv.Itoa(redisDatabases), "--save", "", "--appendonly", "no",
@@ -36,7 +36,7 @@ func StartRedis(ctx context.Context, o Options) (*Server, error) {
 	})
 }
 
-// StartSentinel starts redis-sentinel, which watches the server at primary (host:port) under the given name and promotes
+// StartSentinel starts redis-server as a sentinel, which watches the server at primary (host:port) under the given name and promotes
 // a replica down milliseconds after losing it. Quorum is how many sentinels must agree.
 func StartSentinel(ctx context.Context, o Options, name, primary string, quorum int) (*Server, error) {
 	const downMilliseconds = 500 // fast enough for a test, slow enough for a loaded machine
@@ -51,21 +51,21 @@ func StartSentinel(ctx context.Context, o Options, name, primary string, quorum 
 		if _, err := os.Stat(file); err != nil { // the sentinel rewrites its file; a restart goes on from there
 			_ = os.WriteFile(file, []byte(conf), 0o644)
 		}
-		args := []string{file, "--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", s.Dir}
+		args := []string{file, "--sentinel", "--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", s.Dir}
 		return append(args, o.Args...)
 	})
 }
 
-func startRedis(ctx context.Context, program string, o Options, args func(*Server, int) []string) (*Server, error) {
+func startRedis(ctx context.Context, name string, o Options, args func(*Server, int) []string) (*Server, error) {
 	root, err := o.Cache.redis(ctx)
 	if err != nil {
 		return nil, err
 	}
-	path, err := unpacked(root).path(program)
+	path, err := unpacked(root).path("redis-server")
 	if err != nil {
 		return nil, err
 	}
-	s, port, err := newServer(ctx, strings.TrimSuffix(program, "-server"), o)
+	s, port, err := newServer(ctx, name, o)
 	if err != nil {
 		return nil, err
 	}
