@@ -25,7 +25,7 @@ build: ## the program: bin/ledgerline
 
 # One set of engines serves the whole run; it is stopped when the run ends, however it ends.
 test: bin/local ## vet, then all tests: unit, conformance, golden, fuzz seeds, end to end on embedded and on real engines
-	go vet ./...
+	go vet $(PACKAGES)
 	cd compose/local/chserver && go vet ./... && go test ./...
 	bin/local run -- $(GO_TEST) $(PACKAGES)
 
