@@ -49,6 +49,7 @@ func TestRate(t *testing.T) {
 		{"own price of nothing", priced, RateInput{Model: "gpt-4o", Usage: Usage{Prompt: 100, Tools: []Tool{{ToolFileSearch, 1}}}}, 125},
 		{"search model", b, RateInput{Model: "acme-search-preview", Usage: Usage{Prompt: 394, Completion: 1008}}, 6402},
 		{"search model elsewhere", b, RateInput{Model: "acme-search-preview", Endpoint: "/v1/responses", Usage: Usage{Prompt: 21, Completion: 869}}, 890},
+		{"search model that reports its searches", b, RateInput{Model: "acme-search-preview", Usage: Usage{Prompt: 2, Tools: []Tool{{ToolSearchPreview, 2}}}}, 10002},
 		{"capped", b, RateInput{Model: "gpt-4", Usage: Usage{Prompt: 143_165_578}}, MaxBill},
 		{"far past the cap", b, RateInput{Model: "acme-d", Usage: Usage{Prompt: 1 << 39, Completion: 1 << 39}}, MaxBill},
 		{"below zero", b, RateInput{Model: "gpt-4o", Usage: Usage{Prompt: 100, Completion: -10}}, 65},
@@ -194,6 +195,19 @@ func TestHoldIsTight(t *testing.T) {
 		if got := q.Hold(c.prompt, c.output); got != c.want {
 			t.Errorf("%s: Hold(%d, %d) = %d, want %d", c.model, c.prompt, c.output, got, c.want)
 		}
+	}
+}
+
+// Prices finer than the scale of holds are rounded up there: a bound stays one.
+func TestHoldRoundsPricesUp(t *testing.T) {
+	b := mustBook(t, map[string]string{OptionModelRatio: `{"fine": 0.0000000019}`, OptionCreateCacheRatio: `{"fine": 0}`})
+	q, err := b.Quote("fine", "default", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := Usage{Prompt: 1e9}
+	if price, hold := q.Price(u), q.Hold(u.Prompt, 0); price != 2 || hold < price {
+		t.Errorf("hold %d of a price of %d, want at least 2 of 2", hold, price)
 	}
 }
 

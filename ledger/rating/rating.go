@@ -12,7 +12,9 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"sync"
 	"time"
+	_ "time/tzdata" // an image without a zone database must not change prices
 
 	"github.com/expr-lang/expr"
 	"github.com/expr-lang/expr/ast"
@@ -34,17 +36,18 @@ const versionPrefix = "v1:"
 
 // Compiler returns a compiler for ledger.ParsePriceBookWith. now is the clock of hour(), weekday() and so on.
 func Compiler(now func() time.Time) ledger.ExpressionCompiler {
-	return func(source string) (ledger.Expression, error) { return compile(source, now) }
+	c := &clock{now: now, zones: make(map[string]*time.Location)}
+	return func(source string) (ledger.Expression, error) { return compile(source, c) }
 }
 
 // expression is one compiled expression.
 type expression struct {
 	program *vm.Program
 	uses    map[string]bool
-	now     func() time.Time
+	clock   *clock
 }
 
-func compile(source string, now func() time.Time) (ledger.Expression, error) {
+func compile(source string, c *clock) (ledger.Expression, error) {
 	if len(source) > maxSource {
 		return nil, fmt.Errorf("expression of %d bytes, at most %d", len(source), maxSource)
 	}
@@ -67,7 +70,7 @@ func compile(source string, now func() time.Time) (ledger.Expression, error) {
 	if look.loops {
 		return nil, errors.New("compile expression: ranges and functions over lists are not allowed")
 	}
-	return &expression{program: program, uses: look.names, now: now}, nil
+	return &expression{program: program, uses: look.names, clock: c}, nil
 }
 
 // inspector gathers the identifiers of an expression and looks for what could make it run long.
@@ -116,7 +119,7 @@ func (e *expression) Price(in ledger.ExpressionInput) (usd decimal.Decimal, tier
 		return in.Header(name)
 	}
 	env.Has = has
-	env.clock(e.now)
+	env.setClock(e.clock)
 	result, err := expr.Run(e.program, env)
 	if err != nil {
 		return decimal.Decimal{}, "", fmt.Errorf("run expression: %w", err)
@@ -156,15 +159,15 @@ type environment struct {
 	Day     func(zone ...string) (int, error) `expr:"day"`
 }
 
-// clock fills the functions of the time. The zone is an IANA name; none means UTC.
-func (env *environment) clock(now func() time.Time) {
+// setClock fills the functions of the time. The zone is an IANA name; none means UTC.
+func (env *environment) setClock(c *clock) {
 	read := func(part func(time.Time) int) func(...string) (int, error) {
 		return func(zone ...string) (int, error) {
-			at := now().UTC()
+			at := c.now().UTC()
 			if len(zone) > 0 && zone[0] != "" {
-				place, err := time.LoadLocation(zone[0])
+				place, err := c.zone(zone[0])
 				if err != nil {
-					return 0, fmt.Errorf("time zone %q: %w", zone[0], err)
+					return 0, err
 				}
 				at = at.In(place)
 			}
@@ -176,6 +179,33 @@ func (env *environment) clock(now func() time.Time) {
 	env.Weekday = read(func(t time.Time) int { return int(t.Weekday()) })
 	env.Month = read(func(t time.Time) int { return int(t.Month()) })
 	env.Day = read(time.Time.Day)
+}
+
+// maxZones bounds the time zones that are remembered, since an expression may take their names from requests: more than one
+// operator's price list names.
+const maxZones = 64
+
+// clock tells the time in zones, which it reads once.
+type clock struct {
+	now   func() time.Time
+	mu    sync.Mutex
+	zones map[string]*time.Location
+}
+
+func (c *clock) zone(name string) (*time.Location, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if place, ok := c.zones[name]; ok {
+		return place, nil
+	}
+	place, err := time.LoadLocation(name)
+	if err != nil {
+		return nil, fmt.Errorf("time zone %q: %w", name, err)
+	}
+	if len(c.zones) < maxZones {
+		c.zones[name] = place
+	}
+	return place, nil
 }
 
 // has reports whether a text contains a part; what is absent contains nothing.

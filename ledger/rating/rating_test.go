@@ -129,6 +129,32 @@ func TestExpressionHolds(t *testing.T) {
 	}
 }
 
+// Tiers look at the whole input, also where the upstream counts cached tokens beside the prompt.
+func TestLengthCountsCachedTokens(t *testing.T) {
+	book, err := ledger.ParsePriceBookWith(map[string]string{
+		ledger.OptionBillingMode: `{"m": "tiered_expr"}`,
+		ledger.OptionBillingExpr: `{"m": "len <= 100 ? tier(\"short\", p * 2 + cr) : tier(\"long\", p * 4 + cr)"}`,
+	}, Compiler(noon))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		usage ledger.Usage
+		tier  string
+		quota int64
+	}{
+		{ledger.Usage{Semantics: ledger.SemanticsAnthropic, Prompt: 60, CacheRead: 40}, "short", 80},
+		{ledger.Usage{Semantics: ledger.SemanticsAnthropic, Prompt: 60, CacheRead: 41}, "long", 141},
+		{ledger.Usage{Prompt: 100, CacheRead: 40}, "short", 80},
+		{ledger.Usage{Prompt: 101, CacheRead: 41}, "long", 141},
+	} {
+		bill, err := book.Rate(ledger.RateInput{Model: "m", UserGroup: "default", Usage: c.usage})
+		if err != nil || bill.Rating.Tier != c.tier || bill.Quota != c.quota {
+			t.Errorf("%+v: tier %q, %d, %v; want %q, %d", c.usage, bill.Rating.Tier, bill.Quota, err, c.tier, c.quota)
+		}
+	}
+}
+
 func TestMalformedExpressionNamesTheOption(t *testing.T) {
 	_, err := ledger.ParsePriceBookWith(map[string]string{
 		ledger.OptionBillingMode: `{"mine": "tiered_expr"}`,
