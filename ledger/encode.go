@@ -22,8 +22,8 @@ func (e *Event) Encode(dst []byte) ([]byte, error) {
 }
 
 // codec writes or reads the canonical form. Both directions walk the same list of fields, so they cannot drift apart; a test that
-// fills every field by reflection keeps the list complete. Reading stops at the first thing that is not canonical, and
-// Decode then asks encoding/json, so strictness here costs time only.
+// fills every field by reflection keeps the list complete. Reading takes only what Encode writes, some ten times faster than
+// encoding/json, which is asked about everything else; so strictness here costs time only.
 type codec struct {
 	out []byte // writing
 	err error  // writing: what failed
@@ -33,8 +33,9 @@ type codec struct {
 	text    string // … and the same as a string, which the decoded strings share
 	plain   bool   // in is ASCII without escapes
 	pos     int
-	first   bool // no field of the object has been read yet
-	bad     bool // not canonical
+	first   bool     // no field of the object has been read yet
+	bad     bool     // not canonical
+	decoder *Decoder // where parts come from; nil: allocated singly
 	parts   *eventParts
 }
 
@@ -202,7 +203,7 @@ func (c *codec) object(key string, present bool) bool {
 			return false
 		}
 		if c.parts == nil {
-			c.parts = &eventParts{}
+			c.parts = c.newParts()
 		}
 		return true
 	}

@@ -203,6 +203,38 @@ func TestDecodeIsEncodingJSON(t *testing.T) {
 	}
 }
 
+// decodeCanonical runs the fast path alone.
+func decodeCanonical(value []byte) (e Event, ok bool) {
+	c := codec{reading: true, in: value, text: string(value), plain: isPlain(value)}
+	c.event(&e)
+	return e, !c.bad && c.pos == len(value)
+}
+
+// A decoder that is used again leaves nothing of earlier events in later ones.
+func TestDecoderReuse(t *testing.T) {
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 0))
+	var d Decoder
+	for round := range 3 {
+		var got, want []Event
+		for range 100 {
+			e := randomEvent(r)
+			e.Version, e.Kind = 1, KindAudit
+			value := slowEncode(t, e)
+			var g, w Event
+			_ = d.Decode(value, &g)
+			if err := json.Unmarshal(value, &w); err != nil {
+				t.Fatal(err)
+			}
+			got, want = append(got, g), append(want, w)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatalf("seed %d, round %d (-want +got):\n%s", seed, round, diff)
+		}
+		d.Reset()
+	}
+}
+
 // checkDecode compares the fast decoder with encoding/json, and reports whether it answered.
 func checkDecode(t *testing.T, value []byte) bool {
 	t.Helper()
@@ -341,6 +373,25 @@ func BenchmarkDecode(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := Decode(value); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkDecoder(b *testing.B) {
+	value, err := samples()["usage.settled"].Encode(nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(int64(len(value)))
+	b.ReportAllocs()
+	var (
+		d Decoder
+		e Event
+	)
+	for b.Loop() {
+		d.Reset()
+		if err := d.Decode(value, &e); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -89,3 +89,6 @@ func (f *Fold) Apply(r *Record) bool {
 	}
 	return true
 }
+
+// SetDead replaces the dead-letter store's answers, for a fold that goes on after more was dead-lettered.
+func (f *Fold) SetDead(dead func(partition int, offset int64) DeadState) { f.dead = dead }

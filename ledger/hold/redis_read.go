@@ -185,6 +185,9 @@ func (r *Redis) Check(ctx context.Context) error {
 	return nil
 }
 
+// ErrUnfit marks a server that answers and cannot hold the counters: waiting does not help.
+var ErrUnfit = errors.New("this Redis server cannot hold the counters")
+
 func (r *Redis) checkServer(ctx context.Context, server redis.Cmdable, mode string) error {
 	ctx, cancel := context.WithTimeout(ctx, ControlTimeout)
 	defer cancel()
@@ -199,19 +202,19 @@ func (r *Redis) checkServer(ctx context.Context, server redis.Cmdable, mode stri
 		}
 	}
 	if version := info["redis_version"]; olderThan(version, 6, 2) {
-		return fmt.Errorf("version %q is too old: 6.2 or newer is needed", version)
+		return fmt.Errorf("%w: version %q is too old, 6.2 or newer is needed", ErrUnfit, version)
 	}
 	if is := info["redis_mode"]; is == "cluster" && mode != "cluster" {
-		return errors.New("the server is a node of a Redis Cluster: name two or more of its nodes in the URL, separated by commas")
+		return fmt.Errorf("%w: it is a node of a Redis Cluster, so name two or more of its nodes in the URL, separated by commas", ErrUnfit)
 	}
 	if role := info["role"]; role == "slave" {
-		return errors.New("the server is a replica: name its primary, or sentinels and the name of the primary")
+		return fmt.Errorf("%w: it is a replica, so name its primary, or sentinels and the name of the primary", ErrUnfit)
 	}
 	switch policy, known := info["maxmemory_policy"]; {
 	case !known:
 		r.log.WarnContext(ctx, "redis does not tell its maxmemory-policy; make sure that it is noeviction")
 	case policy != "noeviction":
-		return fmt.Errorf("maxmemory-policy is %q, which throws holds away: set it to noeviction", policy)
+		return fmt.Errorf("%w: maxmemory-policy is %q, which throws holds away; set it to noeviction", ErrUnfit, policy)
 	}
 	return nil
 }

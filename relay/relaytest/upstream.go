@@ -236,3 +236,6 @@ func (j *job) wait(d time.Duration) bool {
 		return false
 	}
 }
+
+// OraclePath returns the file that the records are appended to, "" if there is none.
+func (u *Upstream) OraclePath() string { return u.opts.OraclePath }

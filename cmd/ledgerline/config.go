@@ -1,0 +1,307 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+	"github.com/joho/godotenv"
+
+	"ledgerline/ledger/sqlstore"
+	"ledgerline/ledger/usagelog"
+)
+
+// config is everything that can be set, by environment variable. README.md lists them; a test keeps the two in step.
+type config struct {
+	Port          int    `env:"PORT" envDefault:"3000"`
+	NodeType      string `env:"NODE_TYPE" envDefault:"master"`
+	NodeName      string `env:"NODE_NAME"`
+	FrontendURL   string `env:"FRONTEND_BASE_URL"`
+	SessionSecret string `env:"SESSION_SECRET"`
+	CryptoSecret  string `env:"CRYPTO_SECRET"`
+	DataDir       string `env:"DATA_DIR" envDefault:"data"`
+	LogDir        string `env:"LOG_DIR"`
+	Debug         bool   `env:"DEBUG"`
+
+	SQLDSN         string `env:"SQL_DSN"`
+	SQLitePath     string `env:"SQLITE_PATH"`
+	SQLMaxIdle     int    `env:"SQL_MAX_IDLE_CONNS" envDefault:"100"`
+	SQLMaxOpen     int    `env:"SQL_MAX_OPEN_CONNS" envDefault:"1000"`
+	SQLMaxLifetime int    `env:"SQL_MAX_LIFETIME" envDefault:"60"` // seconds
+	LogSQLDSN      string `env:"LOG_SQL_DSN"`
+	LogTTLDays     int    `env:"LOG_SQL_CLICKHOUSE_TTL_DAYS"`
+
+	RedisURL          string `env:"REDIS_CONN_STRING"`
+	RedisPassword     string `env:"REDIS_PASSWORD"`
+	RedisMaster       string `env:"REDIS_MASTER_NAME"`
+	RedisPoolSize     int    `env:"REDIS_POOL_SIZE"`
+	RedisConnPoolSize int    `env:"REDIS_CONN_POOL_SIZE"`
+
+	KafkaBrokers    []string `env:"KAFKA_BROKERS"`
+	KafkaTopic      string   `env:"KAFKA_TOPIC" envDefault:"ledgerline"`
+	KafkaPartitions int      `env:"KAFKA_PARTITIONS" envDefault:"12"`
+
+	JournalDir   string        `env:"JOURNAL_DIR"`
+	JournalMaxMB int64         `env:"JOURNAL_MAX_MB" envDefault:"1024"`
+	JournalKeep  time.Duration `env:"JOURNAL_KEEP" envDefault:"24h"`
+	OrphanAfter  time.Duration `env:"HOLD_ORPHAN_AFTER" envDefault:"15m"`
+
+	SyncFrequency int  `env:"SYNC_FREQUENCY" envDefault:"60"` // seconds
+	BatchEnabled  bool `env:"BATCH_UPDATE_ENABLED"`
+	BatchInterval int  `env:"BATCH_UPDATE_INTERVAL" envDefault:"5"` // seconds
+
+	StreamingTimeout int   `env:"STREAMING_TIMEOUT" envDefault:"300"` // seconds
+	RelayTimeout     int   `env:"RELAY_TIMEOUT"`                      // seconds, 0 = none
+	RelayIdleTimeout int   `env:"RELAY_IDLE_CONN_TIMEOUT" envDefault:"90"`
+	RelayMaxIdle     int   `env:"RELAY_MAX_IDLE_CONNS" envDefault:"500"`
+	RelayMaxIdleHost int   `env:"RELAY_MAX_IDLE_CONNS_PER_HOST" envDefault:"100"`
+	MaxBodyMB        int64 `env:"MAX_REQUEST_BODY_MB" envDefault:"128"`
+	MaxEventMB       int   `env:"STREAM_SCANNER_MAX_BUFFER_MB" envDefault:"16"`
+	ForceUsage       bool  `env:"FORCE_STREAM_OPTION" envDefault:"true"`
+	OutputSlice      int64 `env:"MAX_OUTPUT_TOKENS_DEFAULT" envDefault:"4096"`
+	SkipVerify       bool  `env:"TLS_INSECURE_SKIP_VERIFY"`
+	ShutdownTimeout  int   `env:"SHUTDOWN_TIMEOUT_SECONDS" envDefault:"120"`
+
+	TrustedProxies string `env:"TRUSTED_PROXIES" envDefault:"none"`
+	CookieSecure   bool   `env:"SESSION_COOKIE_SECURE"`
+	RootToken      string `env:"INITIAL_ROOT_TOKEN"`
+	RootAccess     string `env:"INITIAL_ROOT_ACCESS_TOKEN"`
+	TZ             string `env:"TZ"`
+
+	trusted []netip.Prefix
+}
+
+// notHonoured are New API's names that mean something there and nothing here, with what to do instead.
+var notHonoured = map[string]string{
+	"MEMORY_CACHE_ENABLED":            "the catalog is always in memory",
+	"CHANNEL_UPDATE_FREQUENCY":        "balances of upstream accounts are not polled",
+	"CHANNEL_TEST_FREQUENCY":          "channels are not tested on a schedule",
+	"CHANNEL_TEST_ENABLED":            "channels are not tested on a schedule",
+	"POLLING_INTERVAL":                "channels are not tested on a schedule",
+	"GENERATE_DEFAULT_TOKEN":          "new users start without a key",
+	"ERROR_LOG_ENABLED":               "failed requests cost nothing and are in the node's log and metrics",
+	"GET_MEDIA_TOKEN":                 "media are priced from the upstream's usage",
+	"GET_MEDIA_TOKEN_NOT_STREAM":      "media are priced from the upstream's usage",
+	"CountToken":                      "prompts are counted only where it matters",
+	"UPDATE_TASK":                     "asynchronous tasks are not relayed",
+	"AZURE_DEFAULT_API_VERSION":       "2025-04-01-preview is used",
+	"GEMINI_SAFETY_SETTING":           "Gemini's own API is not relayed",
+	"COHERE_SAFETY_SETTING":           "Cohere's own API is not relayed",
+	"GLOBAL_API_RATE_LIMIT_ENABLE":    "the management API is not rate limited per address",
+	"GLOBAL_API_RATE_LIMIT":           "the management API is not rate limited per address",
+	"GLOBAL_WEB_RATE_LIMIT_ENABLE":    "there is no web console to limit",
+	"GLOBAL_WEB_RATE_LIMIT":           "there is no web console to limit",
+	"CRITICAL_RATE_LIMIT_ENABLE":      "failed logins are slowed down instead",
+	"CRITICAL_RATE_LIMIT":             "failed logins are slowed down instead",
+	"SQL_CONN_MAX_LIFETIME":           "use SQL_MAX_LIFETIME (seconds)",
+	"SQLITE_BUSY_TIMEOUT":             "writers wait 30 s",
+	"ERROR_LOG_ENABLE":                "failed requests cost nothing and are in the node's log and metrics",
+	"ENFORCE_INCLUDE_USAGE":           "use FORCE_STREAM_OPTION",
+	"DEFAULT_QUOTA":                   "use the option QuotaForNewUser",
+	"ENABLE_METRIC":                   "/metrics is always there",
+	"ENABLE_PPROF":                    "profiles are not served",
+	"PYROSCOPE_URL":                   "profiles are not pushed",
+	"SKIP_64BIT_QUOTA_SCHEMA_CHECK":   "columns of any width are served; the truth is in ledger_accounts",
+	"SESSION_COOKIE_TRUSTED_URL":      "cookies are same-site",
+	"ANONYMOUS_REQUEST_BODY_LIMIT_KB": "bodies are read after authentication only",
+	"SQL_SLOW_THRESHOLD_MS":           "see the metrics of the consumers",
+}
+
+// loadConfig reads the environment (after a .env file in the working directory, which never overrides it) and checks
+// every value. The error names the variable, the value and what is allowed.
+func loadConfig(getenv func(string) string) (*config, error) {
+	vars, err := environment(getenv)
+	if err != nil {
+		return nil, err
+	}
+	cfg := &config{}
+	if err := env.ParseWithOptions(cfg, env.Options{Environment: vars}); err != nil {
+		return nil, usagef("%s", describeEnvError(err, vars))
+	}
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	return cfg, nil
+}
+
+// environment gathers the variables that are known, so that tests can pass their own.
+func environment(getenv func(string) string) (map[string]string, error) {
+	vars := map[string]string{}
+	if file, err := godotenv.Read(".env"); err == nil {
+		vars = file
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, usagef("the file .env cannot be read: %v", err)
+	}
+	for field := range reflect.TypeFor[config]().Fields() {
+		if name := field.Tag.Get("env"); name != "" && getenv(name) != "" {
+			vars[name] = getenv(name)
+		}
+	}
+	for k, v := range vars {
+		if v == "" {
+			delete(vars, k)
+		}
+	}
+	return vars, nil
+}
+
+// describeEnvError turns a parse error into "NAME=value: what is allowed".
+func describeEnvError(err error, vars map[string]string) string {
+	var parse env.ParseError
+	if !errors.As(err, &parse) {
+		return err.Error()
+	}
+	field, ok := reflect.TypeFor[config]().FieldByName(parse.Name)
+	if !ok {
+		return err.Error()
+	}
+	allowed := map[reflect.Kind]string{
+		reflect.Int: "a whole number", reflect.Int64: "a whole number", reflect.Bool: "true or false",
+	}[parse.Type.Kind()]
+	if parse.Type == reflect.TypeFor[time.Duration]() {
+		allowed = "a duration such as 90s or 15m"
+	}
+	name := field.Tag.Get("env")
+	return fmt.Sprintf("%s=%q: %s is needed", name, vars[name], allowed)
+}
+
+func (c *config) check() error {
+	type bound struct {
+		name        string
+		value       int64
+		least, most int64
+	}
+	for _, b := range []bound{
+		{"PORT", int64(c.Port), 0, 65535},
+		{"SQL_MAX_IDLE_CONNS", int64(c.SQLMaxIdle), 0, 100_000},
+		{"SQL_MAX_OPEN_CONNS", int64(c.SQLMaxOpen), 1, 100_000},
+		{"SQL_MAX_LIFETIME", int64(c.SQLMaxLifetime), 1, 86400},
+		{"LOG_SQL_CLICKHOUSE_TTL_DAYS", int64(c.LogTTLDays), 0, 36500},
+		{"REDIS_POOL_SIZE", int64(c.RedisPoolSize), 0, 10_000},
+		{"REDIS_CONN_POOL_SIZE", int64(c.RedisConnPoolSize), 0, 10_000},
+		{"KAFKA_PARTITIONS", int64(c.KafkaPartitions), 1, 1024},
+		{"JOURNAL_MAX_MB", c.JournalMaxMB, 64, 1 << 20},
+		{"SYNC_FREQUENCY", int64(c.SyncFrequency), 1, 86400},
+		{"BATCH_UPDATE_INTERVAL", int64(c.BatchInterval), 1, 3600},
+		{"STREAMING_TIMEOUT", int64(c.StreamingTimeout), 1, 86400},
+		{"RELAY_TIMEOUT", int64(c.RelayTimeout), 0, 86400},
+		{"RELAY_IDLE_CONN_TIMEOUT", int64(c.RelayIdleTimeout), 1, 86400},
+		{"RELAY_MAX_IDLE_CONNS", int64(c.RelayMaxIdle), 1, 1_000_000},
+		{"RELAY_MAX_IDLE_CONNS_PER_HOST", int64(c.RelayMaxIdleHost), 1, 1_000_000},
+		{"MAX_REQUEST_BODY_MB", c.MaxBodyMB, 1, 4096},
+		{"STREAM_SCANNER_MAX_BUFFER_MB", int64(c.MaxEventMB), 1, 1024},
+		{"MAX_OUTPUT_TOKENS_DEFAULT", c.OutputSlice, 16, 1 << 24},
+		{"SHUTDOWN_TIMEOUT_SECONDS", int64(c.ShutdownTimeout), 1, 86400},
+	} {
+		if b.value < b.least || b.value > b.most {
+			return usagef("%s=%d: a whole number from %d to %d is needed", b.name, b.value, b.least, b.most)
+		}
+	}
+	if c.OrphanAfter != 0 && c.OrphanAfter < time.Minute {
+		return usagef("HOLD_ORPHAN_AFTER=%s: 0 (never) or at least 1m is needed", c.OrphanAfter)
+	}
+	if c.JournalKeep < 0 {
+		return usagef("JOURNAL_KEEP=%s: a duration of 0 or more is needed, such as 24h", c.JournalKeep)
+	}
+	if c.SessionSecret == "random_string" {
+		return usagef(`SESSION_SECRET="random_string": replace the example by a secret of your own, the same on every node`)
+	}
+	if err := sqlstore.CheckDSN(c.SQLDSN); err != nil {
+		return usagef("%v", err)
+	}
+	if err := usagelog.CheckDSN(c.LogSQLDSN); err != nil {
+		return usagef("%v", err)
+	}
+	for _, b := range c.KafkaBrokers {
+		if host, port, ok := strings.Cut(b, ":"); !ok || host == "" || port == "" {
+			return usagef("KAFKA_BROKERS=%q: a comma list of host:port is needed", strings.Join(c.KafkaBrokers, ","))
+		}
+	}
+	return c.finish()
+}
+
+// finish fills in what follows from other values.
+func (c *config) finish() error {
+	var err error
+	if c.trusted, err = parseProxies(c.TrustedProxies); err != nil {
+		return err
+	}
+	if c.NodeName == "" {
+		if c.NodeName, err = os.Hostname(); err != nil {
+			c.NodeName = "node"
+		}
+	}
+	if c.TZ != "" {
+		place, err := time.LoadLocation(c.TZ)
+		if err != nil {
+			return usagef("TZ=%q: the name of a time zone is needed, such as Asia/Shanghai", c.TZ)
+		}
+		time.Local = place //nolint:gosmopolitan // what TZ means
+	}
+	if c.SQLitePath == "" {
+		c.SQLitePath = filepath.Join(c.DataDir, "ledgerline.db")
+	}
+	if c.JournalDir == "" {
+		c.JournalDir = filepath.Join(c.DataDir, "journal")
+	}
+	return nil
+}
+
+// master reports whether the node runs migrations and one-per-cluster duties. As in New API, only the exact word "slave" makes a
+// slave.
+func (c *config) master() bool { return c.NodeType != "slave" }
+
+// embedded reports whether the event log runs inside this process.
+func (c *config) embedded() bool { return len(c.KafkaBrokers) == 0 }
+
+// flushInterval is how long the quota consumer gathers: what BATCH_UPDATE_INTERVAL becomes.
+func (c *config) flushInterval() time.Duration {
+	if c.BatchEnabled {
+		return time.Duration(c.BatchInterval) * time.Second
+	}
+	return 200 * time.Millisecond
+}
+
+// parseProxies reads TRUSTED_PROXIES: addresses and networks, or "none".
+func parseProxies(s string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for part := range strings.SplitSeq(s, ",") {
+		part = strings.TrimSpace(part)
+		if part == "" || part == "none" {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(part)
+		if err != nil {
+			ip, ipErr := netip.ParseAddr(part)
+			if ipErr != nil {
+				return nil, usagef("TRUSTED_PROXIES=%q: a comma list of addresses and networks (10.0.0.0/8) or the word none is needed", s)
+			}
+			prefix = netip.PrefixFrom(ip.Unmap(), ip.Unmap().BitLen())
+		}
+		out = append(out, prefix.Masked())
+	}
+	return out, nil
+}
+
+// warnNotHonoured names each known variable that is set and does nothing here, once.
+func warnNotHonoured(getenv func(string) string, log *slog.Logger) {
+	var names []string
+	for name := range notHonoured {
+		if getenv(name) != "" {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		log.Warn("a variable of New API is set that Ledgerline does not use", "name", name, "instead", notHonoured[name])
+	}
+}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"ledgerline/consumers"
+	"ledgerline/consumers/quota"
+	"ledgerline/ledger/journal"
+	"ledgerline/relay"
+	"ledgerline/relay/console"
+)
+
+// How long entries are kept that only running nodes need.
+const keepChanges = 24 * time.Hour
+
+// masterDuties does what one node of the cluster has to do: two masters do no harm, each duty is idempotent.
+func (n *node) masterDuties(ctx context.Context) error {
+	var duties errgroup.Group
+	duties.Go(func() error { return quota.Observe(ctx, n.db, n.cfg.OrphanAfter, n.log) })
+	duties.Go(func() error {
+		n.periodically(ctx, time.Duration(n.cfg.SyncFrequency)*time.Second, "look for hand edits", func(ctx context.Context) error {
+			r, err := n.db.ScanAll(ctx)
+			if err == nil && r.Adopted > 0 {
+				n.log.Info("hand edits of balances were adopted", "edits", r.Adopted)
+				n.desk.MoveNow()
+			}
+			return err
+		})
+		return nil
+	})
+	duties.Go(func() error {
+		n.periodically(ctx, time.Hour, "tidy up", func(ctx context.Context) error {
+			if _, err := n.db.PruneChanges(ctx, time.Now().Add(-keepChanges)); err != nil {
+				return err
+			}
+			return journal.Sweep(n.journalConfig())
+		})
+		return nil
+	})
+	return duties.Wait()
+}
+
+// periodically repeats f until ctx ends. A failure is said once until it has passed.
+func (n *node) periodically(ctx context.Context, interval time.Duration, what string, f func(context.Context) error) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	failing := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		err := f(ctx)
+		if err != nil && !failing && ctx.Err() == nil {
+			n.log.Warn("a periodic duty failed; it is tried again", "duty", what, "error", err)
+		}
+		failing = err != nil
+	}
+}
+
+// firstStart makes the root user of a fresh database and takes the opening balances of one that New API made.
+func (n *node) firstStart(ctx context.Context) error {
+	password, err := console.RandomPassword()
+	if err != nil {
+		return err
+	}
+	hash, err := console.HashPassword(password)
+	if err != nil {
+		return err
+	}
+	created, err := n.db.EnsureRoot(ctx, hash)
+	if err != nil {
+		return fmt.Errorf("make the root user: %w", err)
+	}
+	if created {
+		n.rootPassword = password
+	}
+	opened, err := n.db.OpenAccounts(ctx)
+	if err != nil {
+		return fmt.Errorf("take opening balances: %w", err)
+	}
+	if opened.Users+opened.Tokens > 0 && !created {
+		n.log.Info("opening balances were taken of an existing database", "users", opened.Users, "tokens", opened.Tokens, "channels", opened.Channels)
+	}
+	return nil
+}
+
+// channelFailed disables a channel, or one of its keys, after an answer that New API's rules name. It must not hold up the request.
+func (n *node) channelFailed(f relay.ChannelFailure) {
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := n.db.DisableChannel(ctx, f.Channel, f.KeyIndex, f.Reason); err != nil {
+			n.log.Warn("a channel could not be disabled", "channel", f.Channel, "error", err)
+			return
+		}
+		n.log.Warn("a channel, or one of its keys, was disabled", "channel", f.Channel, "key", f.KeyIndex, "status", f.Status, "reason", f.Reason)
+		if err := n.catalog.Refresh(ctx); err != nil {
+			n.log.Warn("the catalog was not refreshed", "error", err)
+		}
+	}()
+}
+
+// stopped lists the partitions of a projection that need an operator.
+func stopped(name string, status []consumers.Status) []string {
+	var out []string
+	for _, s := range status {
+		if s.State == consumers.StateStopped {
+			out = append(out, fmt.Sprintf("%s partition %d is stopped: %s", name, s.Partition, s.Reason))
+		}
+	}
+	return out
+}

@@ -1,0 +1,98 @@
+// Command ledgerline is a relay for LLM APIs that bills every token exactly once. See README.md.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(exitCode(run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr), os.Stderr))
+}
+
+// usageError is a mistake in the command line or the environment: exit code 2.
+type usageError struct{ msg string }
+
+func (e *usageError) Error() string { return e.msg }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
+
+// errReported is returned by a command that has said all there is to say; only the exit code 1 is left.
+var errReported = errors.New("reported")
+
+func exitCode(err error, stderr io.Writer) int {
+	var usage *usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errReported):
+		return 1
+	case errors.As(err, &usage):
+		fmt.Fprintln(stderr, "ledgerline:", err)
+		return 2
+	default:
+		fmt.Fprintln(stderr, "ledgerline:", err)
+		return 1
+	}
+}
+
+// command is one subcommand.
+type command struct {
+	name, help string
+	run        func(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error
+}
+
+func commands() []command {
+	return []command{
+		{"serve", "start a node (the default): relay, consumers and management API", serveCommand},
+		{"demo", "show the whole pipeline on this machine: mock upstream, real traffic, verify", demoCommand},
+		{"verify", "prove that log, balances, hot counters and usage log agree", verifyCommand},
+		{"replay", "rebuild balances and hot counters from the log", replayCommand},
+		{"migrate", "bring the database schema up to date and leave", migrateCommand},
+		{"rate", "rate recorded requests with given prices: rate -options DIR FILE.jsonl", rateCommand},
+		{"journal", "inspect journals; refill a hole in the log: journal reship", journalCommand},
+		{"bench", "measure the relay against a bare reverse proxy", benchCommand},
+		{"version", "print the version", func(_ context.Context, _ []string, _ func(string) string, stdout, _ io.Writer) error {
+			fmt.Fprintln(stdout, version)
+			return nil
+		}},
+	}
+}
+
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	name := "serve"
+	if len(args) > 0 && args[0] != "" && args[0][0] != '-' {
+		name, args = args[0], args[1:]
+	} else if len(args) > 0 && (args[0] == "-h" || args[0] == "-help" || args[0] == "--help") {
+		name = "help"
+	} else if len(args) > 0 && (args[0] == "-version" || args[0] == "--version") {
+		name = "version"
+	}
+	for _, c := range commands() {
+		if c.name == name {
+			return c.run(ctx, args, getenv, stdout, stderr)
+		}
+	}
+	to := stderr
+	if name == "help" {
+		to = stdout
+	}
+	fmt.Fprintln(to, "usage: ledgerline [command] [flags]")
+	for _, c := range commands() {
+		fmt.Fprintf(to, "  %-8s  %s\n", c.name, c.help)
+	}
+	if name == "help" {
+		return nil
+	}
+	return usagef("unknown command %q; the commands are listed above", name)
+}

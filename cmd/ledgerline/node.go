@@ -1,0 +1,316 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"ledgerline/consumers"
+	"ledgerline/consumers/quota"
+	usagesink "ledgerline/consumers/usagelog"
+	"ledgerline/ledger"
+	"ledgerline/ledger/eventlog"
+	"ledgerline/ledger/hold"
+	"ledgerline/ledger/journal"
+	"ledgerline/ledger/sqlstore"
+	"ledgerline/ledger/usagelog"
+	"ledgerline/relay"
+	"ledgerline/relay/catalog"
+	"ledgerline/relay/console"
+	"ledgerline/relay/desk"
+	"ledgerline/relay/upstream"
+)
+
+// node is one process, built by hand from top to bottom:
+//
+//	config ─► database ─► event log ─► hot counters ─► usage log        (openStores)
+//	             │             │             │             │
+//	             ▼             └──────┬──────┴─────────────┘
+//	          catalog ─► desk (journal, shipper) ─► relay, console ─► HTTP
+//	                                  │
+//	                     quota consumer, usage-log consumer
+type node struct {
+	cfg *config
+	log *slog.Logger
+	reg *prometheus.Registry
+
+	stores
+	catalog  *catalog.Catalog
+	upstream *upstream.Client
+	desk     *desk.Desk
+	relay    *relay.Server
+	console  *console.Console
+	quotas   *consumers.Runner
+	usages   *consumers.Runner
+	started  time.Time
+
+	rootPassword string // of a root user that this start made
+}
+
+// stores are the four places that hold state. They are opened in this order and closed in the reverse one.
+type stores struct {
+	db       *sqlstore.Store
+	broker   *eventlog.Embedded // nil in a cluster
+	events   *eventlog.Client
+	counters counters
+	usage    usagelog.Store
+	lock     *sqlstore.Lock // held by a node that must be alone
+	log      sqlstore.LogInfo
+}
+
+// counters is what a node needs of the hot counters; *hold.Redis and *hold.Local are all of it.
+type counters interface {
+	desk.Counters
+	quota.Counters
+	Accounts(ctx context.Context, partition int, accounts []ledger.Account) ([]ledger.HotAccount, error)
+	All(ctx context.Context, partition int, account func(ledger.HotAccount) error, open func(ledger.OpenHold) error) error
+}
+
+// newNode opens the stores and builds everything that runs on them. The caller closes it.
+func newNode(ctx context.Context, cfg *config, log *slog.Logger) (*node, error) {
+	n := &node{cfg: cfg, log: log, reg: prometheus.NewRegistry(), started: time.Now()}
+	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make data folder: %w", err)
+	}
+	var err error
+	if n.stores, err = openStores(ctx, cfg, log); err != nil {
+		return nil, err
+	}
+	if err := n.build(ctx); err != nil {
+		n.close()
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *node) build(ctx context.Context) error {
+	if n.cfg.master() {
+		if err := n.firstStart(ctx); err != nil {
+			return err
+		}
+	}
+	n.catalog = catalog.New(n.db, time.Duration(n.cfg.SyncFrequency)*time.Second, n.log)
+	if err := n.catalog.Load(ctx); err != nil {
+		return err
+	}
+	shipper := eventlog.NewShipper(n.events, eventlog.ShipperConfig{Registerer: n.reg, Logger: n.log})
+	var err error
+	n.desk, err = desk.New(ctx, desk.Config{
+		Node: n.cfg.NodeName, Partitions: n.stores.log.Partitions, Journal: n.journalConfig(), Counters: n.counters,
+		Bank: bank{n.db}, Outbox: outbox{n.db}, Logger: n.log, Metrics: n.reg,
+		Ship: func(ctx context.Context, j *journal.Journal) error { return shipper.Ship(ctx, j) },
+	})
+	if err != nil {
+		return err
+	}
+	n.upstream = upstream.New(n.upstreamConfig())
+	n.relay = relay.New(n.relayConfig())
+	if err := n.buildConsole(); err != nil {
+		return err
+	}
+	return n.buildConsumers()
+}
+
+func (n *node) journalConfig() journal.Config {
+	return journal.Config{
+		Root: n.cfg.JournalDir, Partitions: n.stores.log.Partitions, MaxBytes: n.cfg.JournalMaxMB << 20,
+		Slots: desk.MaxOpen, Keep: n.cfg.JournalKeep, Logger: n.log,
+	}
+}
+
+func seconds(s int) time.Duration { return time.Duration(s) * time.Second }
+
+func (n *node) upstreamConfig() upstream.Config {
+	return upstream.Config{
+		FirstByteTimeout: seconds(n.cfg.RelayTimeout), IdleConnTimeout: seconds(n.cfg.RelayIdleTimeout),
+		MaxIdle: n.cfg.RelayMaxIdle, MaxIdlePerHost: n.cfg.RelayMaxIdleHost, SkipVerify: n.cfg.SkipVerify,
+	}
+}
+
+func (n *node) relayConfig() relay.Config {
+	return relay.Config{
+		Catalog: n.catalog, Desk: n.desk, Upstream: n.upstream, Logger: n.log, Metrics: n.reg, Node: n.cfg.NodeName, Version: version,
+		MaxBody: n.cfg.MaxBodyMB << 20, MaxEvent: n.cfg.MaxEventMB << 20, StreamingTimeout: seconds(n.cfg.StreamingTimeout),
+		RelayTimeout: seconds(n.cfg.RelayTimeout), OutputSlice: n.cfg.OutputSlice, ForceUsage: n.cfg.ForceUsage,
+		TrustedProxies: n.cfg.trusted, ChannelFailed: n.channelFailed,
+	}
+}
+
+func (n *node) buildConsole() error {
+	secret, err := n.sessionSecret()
+	if err != nil {
+		return err
+	}
+	n.console, err = console.New(console.Config{
+		Store: n.db, Log: n.usage, Catalog: n.catalog, Secret: secret, Kick: n.desk.MoveNow,
+		TestChannel: console.NewChannelTester(n.catalog, n.upstream), Logger: n.log, Version: version,
+		Master: n.cfg.master(), FrontendURL: n.cfg.FrontendURL, SecureCookies: n.cfg.CookieSecure, StatusExtra: n.statusExtra,
+		ClientIP: func(r *http.Request) netip.Addr { return relay.ClientIP(r, n.cfg.trusted) },
+	})
+	if err != nil {
+		return fmt.Errorf("build management API: %w", err)
+	}
+	return nil
+}
+
+// sessionSecret is SESSION_SECRET, or a random one that every login ends with at the next start.
+func (n *node) sessionSecret() (string, error) {
+	if n.cfg.SessionSecret != "" {
+		return n.cfg.SessionSecret, nil
+	}
+	n.log.Info("SESSION_SECRET is not set: logins end when this process does, and are not valid on other nodes")
+	return console.RandomPassword()
+}
+
+// statusExtra is what /api/status says beside New API's keys.
+func (n *node) statusExtra() map[string]any {
+	return map[string]any{"ledgerline": map[string]any{"ready": len(n.problems()) == 0, "problems": n.problems(), "mode": n.mode()}}
+}
+
+// buildConsumers builds the two projections. Credits and limit changes do not wait for the interval: a top-up works within
+// 100 ms.
+func (n *node) buildConsumers() error {
+	urgent := func(r *ledger.Record) bool {
+		return r.Err == nil && !r.Event.Kind.IsUsage() && r.Event.Kind != ledger.KindUsageAdjusted
+	}
+	var err error
+	n.quotas, err = consumers.NewRunner(n.events, quota.New(n.db, n.counters, n.events, n.log, n.reg), consumers.Config{
+		Name: "quota", Group: n.cfg.KafkaTopic + "-quota", Partitions: n.stores.log.Partitions,
+		Interval: n.cfg.flushInterval(), Urgent: urgent, Logger: n.log, Registerer: n.reg,
+	})
+	if err != nil {
+		return fmt.Errorf("build quota consumer: %w", err)
+	}
+	interval, records := time.Second, 20_000
+	if _, big := n.usage.(*usagelog.ClickHouse); !big {
+		interval, records = 200*time.Millisecond, 5_000
+	}
+	n.usages, err = consumers.NewRunner(n.events, usagesink.New(usagesink.Config{Store: n.usage}), consumers.Config{
+		Name: "usagelog", Group: n.cfg.KafkaTopic + "-usagelog", Partitions: n.stores.log.Partitions,
+		Interval: interval, MaxRecords: records, Logger: n.log, Registerer: n.reg,
+	})
+	if err != nil {
+		return fmt.Errorf("build usage-log consumer: %w", err)
+	}
+	return nil
+}
+
+// run runs the node until ctx ends, then stops in the reverse order of the data flow: HTTP first, then the desk, which
+// settles and ships, then the consumers.
+func (n *node) run(ctx context.Context, serveHTTP func(ctx context.Context) error) error {
+	consume, stopConsumers := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopConsumers()
+	var background errgroup.Group
+	background.Go(func() error { return n.quotas.Run(consume) })
+	background.Go(func() error { return n.usages.Run(consume) })
+	background.Go(func() error { return n.catalog.Run(consume) })
+	if n.cfg.master() {
+		background.Go(func() error { return n.masterDuties(consume) })
+	}
+
+	drain := time.Duration(n.cfg.ShutdownTimeout) * time.Second
+	deskCtx, stopDesk := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopDesk()
+	deskDone := make(chan error, 1)
+	go func() { deskDone <- n.desk.Run(deskCtx, drain) }()
+
+	err := serveHTTP(ctx)
+	stopDesk()
+	err = errors.Join(err, <-deskDone)
+	if n.cfg.embedded() {
+		n.drainConsumers(drain)
+	}
+	stopConsumers()
+	return errors.Join(err, background.Wait())
+}
+
+// drainConsumers waits until the projections have all that is in the log, so that an embedded node stops with nothing
+// left to do.
+func (n *node) drainConsumers(patience time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for {
+		lag, err := n.lag(ctx)
+		if err == nil && lag == 0 || ctx.Err() != nil {
+			return
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// lag is how many records the slower projection is behind the log, over all partitions.
+func (n *node) lag(ctx context.Context) (int64, error) {
+	var total int64
+	for p := range n.stores.log.Partitions {
+		_, end, err := n.events.Bounds(ctx, p)
+		if err != nil {
+			return 0, fmt.Errorf("read the end of the log: %w", err)
+		}
+		st, err := n.db.Partition(ctx, p)
+		if err != nil {
+			return 0, fmt.Errorf("read quota position: %w", err)
+		}
+		pos, err := n.usage.Position(ctx, p)
+		if err != nil {
+			return 0, fmt.Errorf("read usage-log position: %w", err)
+		}
+		total += max(0, end-min(st.Offset, pos.Offset))
+	}
+	return total, nil
+}
+
+func (n *node) close() {
+	n.stores.close(n.log)
+}
+
+// bank and outbox fit the database to what the desk asks for.
+type bank struct{ *sqlstore.Store }
+
+// RegisterProducer implements desk.Bank.
+func (b bank) RegisterProducer(ctx context.Context, id ledger.ID, node string) error {
+	return b.Store.RegisterProducer(ctx, sqlstore.Producer{ID: id, Node: node, Version: version})
+}
+
+// Heartbeat implements desk.Bank.
+func (b bank) Heartbeat(ctx context.Context, ids []ledger.ID) ([]ledger.ID, error) {
+	return b.Store.Heartbeat(ctx, ids...)
+}
+
+type outbox struct{ db *sqlstore.Store }
+
+// PendingOutbox implements desk.Outbox.
+func (o outbox) PendingOutbox(ctx context.Context, limit int) ([]desk.OutboxRow, error) {
+	rows, err := o.db.OutboxPending(ctx, limit)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]desk.OutboxRow, len(rows))
+	for i := range rows {
+		out[i] = desk.OutboxRow{Key: rows[i].Key, Event: rows[i].Event}
+	}
+	return out, nil
+}
+
+// MovedOutbox implements desk.Outbox.
+func (o outbox) MovedOutbox(ctx context.Context, keys []string) error {
+	return o.db.OutboxMoved(ctx, keys...)
+}
+
+var _ counters = (*hold.Redis)(nil)
+var _ counters = (*hold.Local)(nil)
+
+func dataPath(cfg *config, name string) string { return filepath.Join(cfg.DataDir, name) }

@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/labstack/echo/v4"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Bounds of the HTTP server (L7).
+const (
+	// headerTimeout bounds how long a client may take to send its headers (slow loris).
+	headerTimeout = 20 * time.Second
+	// maxHeaderBytes bounds a request's headers.
+	maxHeaderBytes = 64 << 10
+	// keepAliveIdle closes connections on which nothing comes.
+	keepAliveIdle = 3 * time.Minute
+)
+
+// serveCommand is the default: one node until it is told to stop.
+func serveCommand(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	port := flags.Int("port", -1, "port to listen on (PORT)")
+	logDir := flags.String("log-dir", "", "folder for the log file; empty: standard error only (LOG_DIR)")
+	if err := parseFlags(flags, args); err != nil {
+		return err
+	}
+	cfg, err := loadConfig(getenv)
+	if err != nil {
+		return err
+	}
+	if *port >= 0 {
+		cfg.Port = *port
+	}
+	if *logDir != "" {
+		cfg.LogDir = *logDir
+	}
+	log, closeLog, err := openLogger(cfg, stderr)
+	if err != nil {
+		return err
+	}
+	defer closeLog()
+	warnNotHonoured(getenv, log)
+
+	// The port first: a second start on it must not touch anything.
+	ln, err := listen(ctx, cfg.Port)
+	if err != nil {
+		return err
+	}
+	n, err := newNode(ctx, cfg, log)
+	if err != nil {
+		_ = ln.Close()
+		return err
+	}
+	defer n.close()
+	return n.run(ctx, func(ctx context.Context) error { return n.serve(ctx, ln, stdout) })
+}
+
+// parseFlags parses and turns mistakes into usage errors. The flag package has printed them.
+func parseFlags(flags *flag.FlagSet, args []string) error {
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return usagef("see the flags above")
+		}
+		return usagef("%v", err)
+	}
+	if flags.NArg() > 0 {
+		return usagef("%s: unexpected argument %q", flags.Name(), flags.Arg(0))
+	}
+	return nil
+}
+
+func listen(ctx context.Context, port int) (net.Listener, error) {
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "tcp", net.JoinHostPort("", strconv.Itoa(port)))
+	if err != nil {
+		return nil, fmt.Errorf("PORT=%d cannot be listened on (is another node running?): %w", port, err)
+	}
+	return ln, nil
+}
+
+// openLogger logs to standard error, and to a file if a folder is named.
+func openLogger(cfg *config, stderr io.Writer) (*slog.Logger, func(), error) {
+	level := slog.LevelInfo
+	if cfg.Debug {
+		level = slog.LevelDebug
+	}
+	to, done := stderr, func() {}
+	if cfg.LogDir != "" {
+		if err := os.MkdirAll(cfg.LogDir, 0o750); err != nil {
+			return nil, nil, fmt.Errorf("make log folder: %w", err)
+		}
+		name := filepath.Join(cfg.LogDir, "ledgerline-"+time.Now().Format("20060102150405")+".log")
+		file, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640) //nolint:gosec // a log is for the operators' group
+		if err != nil {
+			return nil, nil, fmt.Errorf("open log file: %w", err)
+		}
+		to, done = io.MultiWriter(stderr, file), func() { _ = file.Close() }
+	}
+	return slog.New(slog.NewTextHandler(to, &slog.HandlerOptions{Level: level})), done, nil
+}
+
+// serve answers HTTP until ctx ends, then lets running requests finish within SHUTDOWN_TIMEOUT_SECONDS.
+func (n *node) serve(ctx context.Context, ln net.Listener, stdout io.Writer) error {
+	server := &http.Server{
+		Handler: n.handler(), ReadHeaderTimeout: headerTimeout, MaxHeaderBytes: maxHeaderBytes, IdleTimeout: keepAliveIdle,
+		ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug),
+	}
+	if stdout != nil {
+		fmt.Fprintf(stdout, "Ledgerline %s serves http://127.0.0.1:%d (%s)\n", version, ln.Addr().(*net.TCPAddr).Port, n.mode())
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ln) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve HTTP: %w", err)
+	case <-ctx.Done():
+	}
+	n.log.Info("stopping: running requests finish first")
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(n.cfg.ShutdownTimeout)*time.Second)
+	defer cancel()
+	if err := server.Shutdown(grace); err != nil {
+		n.log.Warn("some requests did not finish in time; they are billed for what was streamed", "error", err)
+		_ = server.Close()
+	}
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve HTTP: %w", err)
+	}
+	return nil
+}
+
+// mode says what the node is made of, for the line at start.
+func (n *node) mode() string {
+	events, hot := "Kafka", "Redis"
+	if n.cfg.embedded() {
+		events = "embedded event log"
+	}
+	if n.cfg.RedisURL == "" {
+		hot = "in-process counters"
+	}
+	db := "SQLite"
+	if n.db.IsMySQL() {
+		db = "MySQL"
+	}
+	return events + ", " + db + ", " + hot
+}
+
+func (n *node) handler() http.Handler {
+	e := echo.New()
+	e.HideBanner, e.HidePort = true, true
+	e.Use(cors)
+	n.relay.Mount(e)
+	n.console.Mount(e)
+	e.GET("/healthz", func(c echo.Context) error { return c.String(http.StatusOK, "ok\n") })
+	e.GET("/readyz", n.readyz)
+	e.GET("/metrics", echo.WrapHandler(promhttp.HandlerFor(n.reg, promhttp.HandlerOpts{})))
+	e.HTTPErrorHandler = n.unmatched
+	return e
+}
+
+// cors lets browsers of any origin use the relay with a key, as New API does. The management API refuses cross-site writes by itself.
+func cors(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		origin := c.Request().Header.Get("Origin")
+		if origin == "" {
+			return next(c)
+		}
+		h := c.Response().Header()
+		h.Set("Access-Control-Allow-Origin", "*")
+		if c.Request().Method == http.MethodOptions && c.Request().Header.Get("Access-Control-Request-Method") != "" {
+			h.Set("Access-Control-Allow-Methods", "GET,POST,PUT,PATCH,DELETE,OPTIONS")
+			allowed := c.Request().Header.Get("Access-Control-Request-Headers")
+			if allowed == "" {
+				allowed = "*"
+			}
+			h.Set("Access-Control-Allow-Headers", allowed)
+			h.Set("Access-Control-Max-Age", "43200")
+			return c.NoContent(http.StatusNoContent)
+		}
+		return next(c)
+	}
+}
+
+// unmatched answers what no route took. A slave sends browsers to FRONTEND_BASE_URL.
+func (n *node) unmatched(err error, c echo.Context) {
+	if c.Response().Committed {
+		return
+	}
+	status := http.StatusInternalServerError
+	var he *echo.HTTPError
+	if errors.As(err, &he) {
+		status = he.Code
+	}
+	if status == http.StatusNotFound && n.cfg.FrontendURL != "" && !n.cfg.master() {
+		_ = c.Redirect(http.StatusMovedPermanently, n.cfg.FrontendURL+c.Request().RequestURI)
+		return
+	}
+	message := "Invalid URL (" + c.Request().Method + " " + c.Request().URL.Path + ")"
+	if status != http.StatusNotFound && status != http.StatusMethodNotAllowed {
+		n.log.Error("a request failed", "path", c.Request().URL.Path, "error", err)
+		message = "internal error"
+	}
+	_ = c.JSON(status, map[string]any{"error": map[string]any{
+		"message": message, "type": "invalid_request_error", "param": "", "code": "",
+	}})
+}
+
+// readyz reports whether the node can serve requests: the catalog is loaded, the journal can be written, some epoch is open, and no
+// partition of a consumer is stopped.
+func (n *node) readyz(c echo.Context) error {
+	problems := n.problems()
+	if len(problems) > 0 {
+		return c.JSON(http.StatusServiceUnavailable, map[string]any{"ready": false, "problems": problems})
+	}
+	return c.JSON(http.StatusOK, map[string]any{"ready": true})
+}
+
+func (n *node) problems() []string {
+	var out []string
+	if err := n.catalog.Ready(); err != nil {
+		out = append(out, err.Error())
+	}
+	if err := n.desk.Failed(); err != nil {
+		out = append(out, err.Error())
+	}
+	if open, all := n.desk.Open(); open < all {
+		out = append(out, fmt.Sprintf("%d of %d partitions have no open counter epoch", all-open, all))
+	}
+	out = append(out, stopped("quota", n.quotas.Status())...)
+	out = append(out, stopped("usagelog", n.usages.Status())...)
+	return out
+}

@@ -1,0 +1,232 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"ledgerline/ledger/eventlog"
+	"ledgerline/ledger/hold"
+	"ledgerline/ledger/sqlstore"
+	"ledgerline/ledger/usagelog"
+)
+
+// Waiting for engines at start: an engine that is still starting is waited for; a configuration that cannot work is not.
+const (
+	engineWait    = 2 * time.Minute
+	retryStart    = 250 * time.Millisecond
+	retryCeiling  = 5 * time.Second
+	singleNode    = "ledgerline-single-node"
+	usageFile     = "usage.db"
+	embeddedStore = "kafka"
+)
+
+// openStores opens the database, the event log, the hot counters and the usage log.
+func openStores(ctx context.Context, cfg *config, log *slog.Logger) (s stores, err error) {
+	defer func() {
+		if err != nil {
+			s.close(log)
+		}
+	}()
+	if err = openDatabase(ctx, cfg, &s, log); err != nil {
+		return s, err
+	}
+	if s.lock, err = claim(ctx, cfg, s.db); err != nil {
+		return s, err
+	}
+	if err = openLog(ctx, cfg, &s, log); err != nil {
+		return s, err
+	}
+	if s.counters, err = openCounters(ctx, cfg, &s, log); err != nil {
+		return s, err
+	}
+	err = patiently(ctx, log, "LOG_SQL_DSN", func(ctx context.Context) error {
+		s.usage, err = openUsage(ctx, cfg, log)
+		return err
+	})
+	return s, err
+}
+
+func openDatabase(ctx context.Context, cfg *config, s *stores, log *slog.Logger) error {
+	err := patiently(ctx, log, "SQL_DSN", func(ctx context.Context) (err error) {
+		s.db, err = sqlstore.Open(ctx, sqlstore.Config{
+			DSN: cfg.SQLDSN, SQLitePath: cfg.SQLitePath, MaxIdle: cfg.SQLMaxIdle, MaxOpen: cfg.SQLMaxOpen,
+			MaxLifetime: time.Duration(cfg.SQLMaxLifetime) * time.Second, Logger: log,
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return prepareSchema(ctx, cfg, s.db, log)
+}
+
+// prepareSchema migrates on a master and waits for the master on a slave.
+func prepareSchema(ctx context.Context, cfg *config, db *sqlstore.Store, log *slog.Logger) error {
+	if cfg.master() {
+		return db.Migrate(ctx)
+	}
+	err := patiently(ctx, log, "the database schema (a master migrates it)", db.CheckSchema)
+	if errors.Is(err, sqlstore.ErrSchemaOlder) {
+		return fmt.Errorf("%w; start a node with NODE_TYPE=master first", err)
+	}
+	return err
+}
+
+// claim makes sure that a node with parts that live in its own process is alone on its database.
+func claim(ctx context.Context, cfg *config, db *sqlstore.Store) (*sqlstore.Lock, error) {
+	alone := cfg.embedded() || cfg.RedisURL == ""
+	lock, got, err := db.TryLock(ctx, singleNode)
+	if err != nil {
+		return nil, fmt.Errorf("claim the database: %w", err)
+	}
+	if !got {
+		if alone {
+			return nil, fmt.Errorf("another node runs on this database: to run several, set KAFKA_BROKERS and REDIS_CONN_STRING on every node")
+		}
+		return nil, fmt.Errorf("a node without KAFKA_BROKERS or REDIS_CONN_STRING runs on this database: set both there, then start this one")
+	}
+	if alone {
+		return lock, nil
+	}
+	return nil, lock.Unlock()
+}
+
+func openLog(ctx context.Context, cfg *config, s *stores, log *slog.Logger) error {
+	brokers := cfg.KafkaBrokers
+	if cfg.embedded() {
+		broker, err := eventlog.StartEmbedded(eventlog.EmbeddedConfig{Dir: dataPath(cfg, embeddedStore), Logger: log})
+		if err != nil {
+			return err
+		}
+		s.broker, brokers = broker, []string{broker.Addr()}
+	}
+	var err error
+	if s.events, err = eventlog.NewClient(eventlog.Config{Brokers: brokers, Topic: cfg.KafkaTopic}); err != nil {
+		return err
+	}
+	info, err := s.db.InitLog(ctx, sqlstore.LogInfo{Topic: cfg.KafkaTopic, Partitions: cfg.KafkaPartitions})
+	if err != nil {
+		return fmt.Errorf("store the layout of the log: %w", err)
+	}
+	if info.Topic != cfg.KafkaTopic {
+		return usagef("KAFKA_TOPIC=%q: this database's log is the topic %q; set it to that", cfg.KafkaTopic, info.Topic)
+	}
+	if info.Partitions != cfg.KafkaPartitions {
+		log.Warn("KAFKA_PARTITIONS is ignored: the log keeps the number it was made with", "set", cfg.KafkaPartitions, "used", info.Partitions)
+	}
+	s.log = info
+	return patiently(ctx, log, "KAFKA_BROKERS", func(ctx context.Context) error {
+		warnings, err := s.events.EnsureTopic(ctx, info.Partitions)
+		if err != nil {
+			return err
+		}
+		for _, w := range warnings {
+			if !cfg.embedded() {
+				log.Warn("the topic is less safe than it could be", "topic", info.Topic, "problem", w)
+			}
+		}
+		return nil
+	})
+}
+
+func openCounters(ctx context.Context, cfg *config, s *stores, log *slog.Logger) (counters, error) {
+	if cfg.RedisURL == "" {
+		return hold.NewLocal(), nil
+	}
+	pool := cfg.RedisPoolSize
+	if pool == 0 {
+		pool = cfg.RedisConnPoolSize
+	}
+	redis, err := hold.NewRedis(hold.RedisConfig{
+		URL: cfg.RedisURL, Password: cfg.RedisPassword, MasterName: cfg.RedisMaster, PoolSize: pool, Logger: log,
+	})
+	if err != nil {
+		return nil, usagef("REDIS_CONN_STRING: %v", err)
+	}
+	if err := patiently(ctx, log, "REDIS_CONN_STRING", redis.Check); err != nil {
+		_ = redis.Close()
+		return nil, err
+	}
+	return redis, nil
+}
+
+func openUsage(ctx context.Context, cfg *config, log *slog.Logger) (usagelog.Store, error) {
+	dsn := cfg.LogSQLDSN
+	if dsn == "" {
+		dsn = cfg.SQLDSN
+	}
+	store, err := usagelog.Open(ctx, usagelog.Config{
+		DSN: dsn, SQLitePath: dataPath(cfg, usageFile), MaxIdle: cfg.SQLMaxIdle, MaxOpen: cfg.SQLMaxOpen,
+		MaxLifetime: time.Duration(cfg.SQLMaxLifetime) * time.Second, Logger: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !cfg.master() {
+		return store, nil
+	}
+	if err := store.Migrate(ctx); err != nil {
+		_ = store.Close()
+		return nil, err
+	}
+	return store, nil
+}
+
+// patiently repeats f while an engine is out of reach, at most engineWait, and says what it waits for.
+func patiently(ctx context.Context, log *slog.Logger, what string, f func(context.Context) error) error {
+	deadline := time.Now().Add(engineWait)
+	wait := retryStart
+	for said := false; ; {
+		err := f(ctx)
+		if err == nil || ctx.Err() != nil || !worthWaiting(err) || time.Now().After(deadline) {
+			return err
+		}
+		if !said {
+			log.Warn("waiting", "for", what, "at_most", engineWait, "error", err)
+			said = true
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return err
+		}
+		wait = min(2*wait, retryCeiling)
+	}
+}
+
+// worthWaiting reports whether an error may pass by itself: everything but what an operator has to change.
+func worthWaiting(err error) bool {
+	var usage *usageError
+	return !errors.As(err, &usage) && !errors.Is(err, sqlstore.ErrSchemaNewer) && !errors.Is(err, hold.ErrUnfit) &&
+		!errors.Is(err, eventlog.ErrFewPartitions)
+}
+
+func (s *stores) close(log *slog.Logger) {
+	if s.usage != nil {
+		logClose(log, "usage log", s.usage.Close())
+	}
+	if c, ok := s.counters.(interface{ Close() error }); ok {
+		logClose(log, "hot counters", c.Close())
+	}
+	if s.events != nil {
+		s.events.Close()
+	}
+	if s.broker != nil {
+		s.broker.Close()
+	}
+	if s.lock != nil {
+		logClose(log, "database claim", s.lock.Unlock())
+	}
+	if s.db != nil {
+		logClose(log, "database", s.db.Close())
+	}
+}
+
+func logClose(log *slog.Logger, what string, err error) {
+	if err != nil {
+		log.Warn("not closed cleanly; nothing is lost", "what", what, "error", err)
+	}
+}

@@ -1,0 +1,26 @@
+package quota
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	applied, duplicates, dead, holes, adopted, missed, epochs prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "ledgerline", Subsystem: "quota", Name: name, Help: help})
+		if reg != nil {
+			reg.MustRegister(c)
+		}
+		return c
+	}
+	return &metrics{
+		applied:    counter("events_applied_total", "Events applied to the balances."),
+		duplicates: counter("duplicates_total", "Records skipped because they had been applied."),
+		dead:       counter("dead_letters_total", "Events put aside because they could not be applied (L6)."),
+		holes:      counter("holes_total", "Stretches of the log in which events of a producer are missing."),
+		adopted:    counter("edits_adopted_total", "Hand edits of balance columns that became events."),
+		missed:     counter("counter_steps_missed_total", "Flushes that the hot counters did not get at once."),
+		epochs:     counter("epochs_begun_total", "Counter epochs begun by this consumer."),
+	}
+}

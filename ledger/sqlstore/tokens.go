@@ -1,0 +1,70 @@
+package sqlstore
+
+import (
+	"context"
+	"fmt"
+
+	"ledgerline/ledger"
+)
+
+// KeyLength is the length of an API key, without "sk-".
+const KeyLength = 48
+
+// CreateToken inserts an API key with the given limit (quota units; it counts only if the key is not unlimited). A missing
+// Key is made. It returns the row as stored and the outbox key of its limit event, "" if there is none. ErrExists: the key is taken.
+func (s *Store) CreateToken(ctx context.Context, t TokenRow, limit int64) (row TokenRow, event string, err error) {
+	if t.Key == "" {
+		if t.Key, err = randomText(KeyLength); err != nil {
+			return t, "", err
+		}
+	}
+	err = s.Tx(ctx, func(tx *Tx) error {
+		event = ""
+		now := tx.s.now().Unix()
+		result, err := tx.Exec(ctx, "INSERT INTO tokens (`user_id`, `key`, `status`, `name`, `created_time`, `accessed_time`, `expired_time`, "+
+			"`remain_quota`, `unlimited_quota`, `model_limits_enabled`, `model_limits`, `allow_ips`, `used_quota`, `group`, `cross_group_retry`, "+
+			"`auto_groups`) VALUES (?,?,?,?,?,?,?,0,?,?,?,?,0,?,?,?)",
+			t.UserID, t.Key, TokenEnabled, t.Name, now, now, t.ExpiredTime, t.Unlimited, t.ModelLimitsEnabled, t.ModelLimits,
+			t.AllowIPs, t.Group, t.CrossGroupRetry, t.AutoGroups)
+		if isDuplicate(err) {
+			return ErrExists
+		}
+		if err != nil {
+			return err
+		}
+		if t.ID, err = result.LastInsertId(); err != nil {
+			return err
+		}
+		t.Status, t.CreatedTime, t.AccessedTime = TokenEnabled, now, now
+		if err := tx.EnsureAccount(ctx, ledger.Account{Kind: ledger.TokenAccount, ID: t.ID}, t.UserID); err != nil {
+			return err
+		}
+		if limit != 0 {
+			if event, err = tx.limitToken(ctx, t.UserID, t.ID, limit); err != nil {
+				return err
+			}
+		}
+		tx.Changed(ChangeToken, t.ID)
+		return nil
+	})
+	if err != nil {
+		return t, "", fmt.Errorf("create token: %w", err)
+	}
+	return t, event, nil
+}
+
+// limitToken puts a change of a token's limit into the outbox and returns its key.
+func (tx *Tx) limitToken(ctx context.Context, user, token, delta int64) (string, error) {
+	if delta > MaxGrant || delta < -MaxGrant {
+		return "", errGrant
+	}
+	random, err := randomText(20)
+	if err != nil {
+		return "", err
+	}
+	key := businessKey(user, "limit", random)
+	_, err = tx.Outbox(ctx, ledger.Event{
+		Kind: ledger.KindTokenLimited, User: user, Token: token, Account: ledger.TokenAccount, Granted: delta, Request: by(ctx, ""),
+	}, key)
+	return key, err
+}

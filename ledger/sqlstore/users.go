@@ -1,0 +1,174 @@
+package sqlstore
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"fmt"
+
+	"ledgerline/ledger"
+)
+
+// NewUser is a user to create. Quota is granted by an event, in the same transaction.
+type NewUser struct {
+	Username    string
+	DisplayName string
+	Password    string // hashed already
+	Role        int
+	Group       string // "" means "default"
+	Email       string
+	InviterID   int64  // 0: nobody
+	Remark      string
+	Quota       int64  // quota units to start with, 0 to MaxGrant
+	Note        string // why, for the event of the quota
+}
+
+// MaxGrant bounds what one change may add to a balance or take from it, in quota units (L7): two billion US dollars, so that
+// a slip of the keyboard cannot come near the limits of 64 bits.
+const MaxGrant = 1_000_000_000_000_000
+
+// CreateUser inserts a user, its account and, if it starts with quota, the credit event. ErrExists: the name is taken.
+func (s *Store) CreateUser(ctx context.Context, u NewUser) (id int64, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		id, err = tx.createUser(ctx, u)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("create user %q: %w", u.Username, err)
+	}
+	return id, nil
+}
+
+func (tx *Tx) createUser(ctx context.Context, u NewUser) (int64, error) {
+	if u.Group == "" {
+		u.Group = "default"
+	}
+	if u.DisplayName == "" {
+		u.DisplayName = u.Username
+	}
+	if u.Quota < 0 || u.Quota > MaxGrant {
+		return 0, errGrant
+	}
+	aff, err := randomText(4)
+	if err != nil {
+		return 0, err
+	}
+	now := tx.s.now().Unix()
+	result, err := tx.Exec(ctx, "INSERT INTO users (`username`, `password`, `display_name`, `role`, `status`, `email`, `quota`, `used_quota`, "+
+		"`request_count`, `group`, `aff_code`, `inviter_id`, `setting`, `remark`, `created_at`) VALUES (?,?,?,?,?,?,0,0,0,?,?,?,'',?,?)",
+		u.Username, u.Password, u.DisplayName, u.Role, UserEnabled, u.Email, u.Group, aff, u.InviterID, u.Remark, now)
+	if isDuplicate(err) {
+		return 0, ErrExists
+	}
+	if err != nil {
+		return 0, err
+	}
+	id, err := result.LastInsertId()
+	if err != nil {
+		return 0, err
+	}
+	if err := tx.EnsureAccount(ctx, ledger.Account{Kind: ledger.UserAccount, ID: id}, id); err != nil {
+		return 0, err
+	}
+	if u.Quota != 0 {
+		if _, err := tx.grant(ctx, credit{id, u.Username, u.Quota, "signup", u.Note}); err != nil {
+			return 0, err
+		}
+	}
+	if u.InviterID > 0 {
+		if _, err := tx.Exec(ctx, "UPDATE users SET aff_count = COALESCE(aff_count, 0) + 1 WHERE id = ?", u.InviterID); err != nil {
+			return 0, fmt.Errorf("count the invitation: %w", err)
+		}
+	}
+	tx.Changed(ChangeUser, id)
+	return id, tx.audit(ctx, fmt.Sprintf("created user %s (ID: %d, role: %d)", u.Username, id, u.Role))
+}
+
+var errGrant = fmt.Errorf("a change of quota is at most %d units", int64(MaxGrant))
+
+// credit is quota to give to a user, or to take if the amount is negative.
+type credit struct {
+	user     int64
+	username string
+	amount   int64
+	word     string // first word of the key: signup, admin, redeem …
+	note     string
+}
+
+// grant puts a credit into the outbox under the key WORD:RANDOM:USER and returns the key.
+func (tx *Tx) grant(ctx context.Context, c credit) (key string, err error) {
+	random, err := randomText(20)
+	if err != nil {
+		return "", err
+	}
+	return tx.grantOnce(ctx, c, random)
+}
+
+// grantOnce is grant for a business fact that has a name of its own: it can count only once.
+func (tx *Tx) grantOnce(ctx context.Context, c credit, name string) (key string, err error) {
+	if c.amount > MaxGrant || c.amount < -MaxGrant {
+		return "", errGrant
+	}
+	key = businessKey(c.user, c.word, name)
+	_, err = tx.Outbox(ctx, ledger.Event{
+		Kind: ledger.KindCreditGranted, User: c.user, Account: ledger.UserAccount, Granted: c.amount, Note: cut(c.note, maxNote), Request: by(ctx, c.username),
+	}, key)
+	return key, err
+}
+
+// GrantQuota puts a credit (or, if amount < 0, a deduction) for a user into the outbox and returns its key. note says why.
+func (s *Store) GrantQuota(ctx context.Context, user, amount int64, note string) (key string, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		var name sql.NullString
+		if err := tx.QueryRow(ctx, "SELECT username FROM users WHERE id = ? AND deleted_at IS NULL", []any{user}, &name); err != nil {
+			return err
+		}
+		key, err = tx.grant(ctx, credit{user, name.String, amount, "admin", note})
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("grant quota to user %d: %w", user, err)
+	}
+	return key, nil
+}
+
+const textLetters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+// randomText returns n random letters and digits, fit for secrets.
+func randomText(n int) (string, error) {
+	out := make([]byte, 0, n)
+	var buf [64]byte
+	for len(out) < n {
+		if _, err := rand.Read(buf[:]); err != nil {
+			return "", fmt.Errorf("read random bytes: %w", err)
+		}
+		for _, b := range buf {
+			// 248 = 4 × 62: higher bytes would favour the first letters.
+			if int(b) < 4*len(textLetters) && len(out) < n {
+				out = append(out, textLetters[int(b)%len(textLetters)])
+			}
+		}
+	}
+	return string(out), nil
+}
+
+// UserPassword returns the id and the stored hash of the password of a user that is not deleted, by user name or e-mail.
+// ErrNotFound.
+func (s *Store) UserPassword(ctx context.Context, name string) (id int64, hash string, err error) {
+	found := false
+	err = s.read(ctx, "SELECT id, password FROM users WHERE (username = ? OR (email = ? AND email <> '')) AND deleted_at IS NULL LIMIT 1",
+		[]any{name, name}, func(scan func(...any) error) error {
+			var stored sql.NullString
+			found = true
+			err := scan(&id, &stored)
+			hash = stored.String
+			return err
+		})
+	if err == nil && !found {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return 0, "", fmt.Errorf("find user %q: %w", name, err)
+	}
+	return id, hash, nil
+}

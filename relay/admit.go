@@ -1,0 +1,156 @@
+package relay
+
+import (
+	"compress/gzip"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/shopspring/decimal"
+
+	"ledgerline/ledger"
+	"ledgerline/ledger/journal"
+	"ledgerline/relay/desk"
+	"ledgerline/relay/dialect"
+	"ledgerline/relay/meter"
+)
+
+// read takes the whole body before anything is sent upstream: an upstream that answers at once cannot cut the
+// client's upload then.
+func (x *exchange) read() *dialect.Problem {
+	body, p := x.readBody()
+	if p != nil {
+		return p
+	}
+	x.req, p = dialect.Parse(x.endpoint, body, x.s.limits)
+	return p
+}
+
+func (x *exchange) readBody() ([]byte, *dialect.Problem) {
+	limit := x.s.cfg.MaxBody
+	_ = x.rc.SetReadDeadline(x.start.Add(bodyTimeout)) // not every connection has deadlines; then the server's own bounds hold
+	defer func() { _ = x.rc.SetReadDeadline(time.Time{}) }()
+	if x.r.ContentLength > limit {
+		return nil, x.tooLarge(limit)
+	}
+	var from io.Reader = http.MaxBytesReader(x.w, x.r.Body, limit)
+	switch enc := strings.ToLower(strings.TrimSpace(x.r.Header.Get("Content-Encoding"))); enc {
+	case "", "identity":
+	case "gzip":
+		unzip, err := gzip.NewReader(from)
+		if err != nil {
+			return nil, refused(http.StatusBadRequest, "", "Invalid request: the body is not gzip, as its Content-Encoding says")
+		}
+		from = io.LimitReader(unzip, limit+1)
+	default:
+		return nil, refused(http.StatusBadRequest, "", "Invalid request: Content-Encoding "+strconv.Quote(enc)+" is not supported; send identity or gzip")
+	}
+	size := max(x.r.ContentLength, 512)
+	body := make([]byte, 0, min(size+1, 1<<20))
+	for {
+		if len(body) == cap(body) {
+			body = append(body, 0)[:len(body)]
+		}
+		n, err := from.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		if int64(len(body)) > limit {
+			return nil, x.tooLarge(limit)
+		}
+		if errors.Is(err, io.EOF) {
+			return body, nil
+		}
+		if err != nil {
+			var tooLarge *http.MaxBytesError
+			if errors.As(err, &tooLarge) {
+				return nil, x.tooLarge(limit)
+			}
+			return nil, refused(http.StatusBadRequest, "", "Invalid request: the body could not be read to its end")
+		}
+	}
+}
+
+func (x *exchange) tooLarge(limit int64) *dialect.Problem {
+	x.w.Header().Set("Connection", "close") // the rest of the body is not read
+	return refused(http.StatusRequestEntityTooLarge, "read_request_body_failed",
+		"request body too large, at most "+strconv.FormatInt(limit>>20, 10)+" MiB are allowed")
+}
+
+// price looks up the unit prices for the group in x.group.
+func (x *exchange) price() *dialect.Problem {
+	quote, err := x.routes.Book.QuoteFor(ledger.QuoteKey{
+		Model: x.req.Model, UserGroup: x.user.Group, Group: x.group, AcceptUnpriced: x.user.AcceptUnpriced,
+		NotChat: x.endpoint != dialect.ChatCompletions,
+	})
+	if err != nil {
+		return problem(http.StatusBadRequest, "model_price_error", err.Error())
+	}
+	x.quote = quote.For(x.req.Body, x.r.Header.Get)
+	return nil
+}
+
+// admit takes the hold (DESIGN 6). What the request may cost at the most is priced from the bytes of its text; only near the
+// limit is the prompt counted.
+func (x *exchange) admit() *dialect.Problem {
+	bound, output := x.req.PromptBound(), x.req.OutputBound()
+	x.extends = output == 0 && x.endpoint.Generates()
+	if x.extends {
+		output = x.s.cfg.OutputSlice * x.req.Outputs
+	}
+	order := desk.Order{
+		User: x.user.ID, Token: x.token.ID, TokenHeld: !x.token.Unlimited, Free: x.quote.Free(),
+		Want: x.quote.Hold(bound, output),
+		PreciseMin: func() int64 { return x.quote.Least(x.prompt()) },
+		Open: journal.OpenRecord{
+			Time: x.start.UnixMilli(), PromptTokens: bound, Request: x.requestInfo(), Rating: x.quote.Rating(),
+		},
+	}
+	ticket, err := x.s.cfg.Desk.Reserve(x.r.Context(), order)
+	if err != nil {
+		p, retry := x.admissionProblem(err)
+		x.retryAfter = retry
+		return p
+	}
+	x.ticket = ticket
+	x.paid = output
+	if held := ticket.Amount(); held < order.Want && !order.Free {
+		return x.partial(held)
+	}
+	return nil
+}
+
+// partial lowers what may be generated to what a partial hold pays for, down to the unit: the prompt is counted, and
+// the rest of the hold buys output.
+func (x *exchange) partial(held int64) *dialect.Problem {
+	if !x.endpoint.Generates() {
+		return nil
+	}
+	x.lowered, x.extends = true, false
+	x.paid = x.outputFor(held)
+	x.limit = x.paid / x.req.Outputs
+	if x.limit < 1 {
+		x.ticket.Void()
+		x.ticket = nil
+		return problem(http.StatusForbidden, "insufficient_user_quota",
+			"the remaining quota does not pay for "+strconv.FormatInt(x.req.Outputs, 10)+" answers; ask for fewer (n)")
+	}
+	return nil
+}
+
+// outputFor is how many output tokens a hold pays for after the counted prompt, at plain text prices.
+func (x *exchange) outputFor(held int64) int64 { return x.quote.OutputFor(x.prompt(), held) }
+
+// prompt counts the prompt's tokens, once.
+func (x *exchange) prompt() int64 {
+	if x.promptTokens < 0 {
+		x.promptTokens = meter.CountPrompt(&x.req)
+	}
+	return x.promptTokens
+}
+
+// bill prices what the meter found.
+func (x *exchange) bill(u ledger.Usage) (ledger.Bill, error) {
+	return x.quote.Rate(u, decimal.Decimal{})
+}

@@ -1,0 +1,244 @@
+// Package desk is a relay node's cash desk: it reserves a hold before a request goes upstream, journals what the request
+// owes before its last byte is sent (L1), and settles the hold afterwards. It follows the counter epochs (DESIGN 7),
+// closes the journals of dead nodes through the same functions as its own, and moves outbox rows into the log.
+//
+// The relay handler calls Reserve and the Ticket's methods; cmd calls Run. On a crash nothing is lost that a client was
+// told of: the journal says what was open, what was streamed and what was settled, and the next start of any node that
+// can lock the directory closes it.
+//
+// One rule orders everything here: a partition's lock (view.mu) is held while a hold enters or leaves the books and while
+// the books are re-asserted into a new epoch. So a hold is either in the list that a new epoch is told of, or it is
+// reserved in that epoch, never neither.
+package desk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ledgerline/ledger"
+	"ledgerline/ledger/journal"
+)
+
+// Counters is what the desk needs of the hot counters; *hold.Redis and *hold.Local satisfy it.
+type Counters interface {
+	Reserve(ctx context.Context, call ledger.ReserveCall) (ledger.ReserveReply, error)
+	Extend(ctx context.Context, call ledger.ExtendCall) (ledger.ReserveReply, error)
+	Release(ctx context.Context, calls []ledger.ReleaseCall) error
+	Load(ctx context.Context, call ledger.LoadCall) error
+	State(ctx context.Context, partitions ...int) ([]ledger.Counters, error)
+	Reassert(ctx context.Context, partition int, epoch uint64, incarnation ledger.ID, holds []ledger.OpenHold) (bool, error)
+	Report(ctx context.Context, partition int, epoch uint64, incarnations ...ledger.ID) error
+	Drop(ctx context.Context, partition int, incarnation ledger.ID) error
+	Holds(ctx context.Context, partition int, incarnation ledger.ID) ([]ledger.OpenHold, error)
+}
+
+// Bank is what the desk needs of the database. None of it is on the path of a request, except Balances the first
+// time that an account is seen in an epoch.
+type Bank interface {
+	// Balances reads the accounts of one partition, and the offset they stand at, from one snapshot of the primary.
+	Balances(ctx context.Context, partition int, accounts []ledger.Account) (int64, map[ledger.Account]ledger.Balance, error)
+	// RegisterProducer makes the incarnation known before its first event.
+	RegisterProducer(ctx context.Context, incarnation ledger.ID, node string) error
+	// Heartbeat raises the beat of the incarnations and reports those that were given up.
+	Heartbeat(ctx context.Context, incarnations []ledger.ID) (gone []ledger.ID, err error)
+	// CloseProducer marks an incarnation closed: it will write nothing more.
+	CloseProducer(ctx context.Context, incarnation ledger.ID) error
+}
+
+// Ship ships the events of a journal to the log until ctx ends; it returns nil then. (*eventlog.Shipper).Ship does it.
+type Ship func(ctx context.Context, source *journal.Journal) error
+
+// Bounds, each with its reason (L7).
+const (
+	// MaxOpen bounds the open requests of a node, and with them the books, the release queue and the sweep.
+	MaxOpen = 65536
+	// epochLook is how often the epochs are looked at; a rebuild should take about a second.
+	epochLook = 100 * time.Millisecond
+	// beatEvery is how often a node says that it lives; HOLD_ORPHAN_AFTER is many times that.
+	beatEvery = 3 * time.Second
+	// sweepEvery is how often the node voids holds of its own that it does not know (DESIGN 7, dead nodes).
+	sweepEvery = time.Minute
+	// adoptEvery is how often JOURNAL_DIR is looked through for journals that nobody holds.
+	adoptEvery = 15 * time.Second
+	// releaseBatch bounds the settles and voids in one pipeline.
+	releaseBatch = 512
+	// loadAttempts and loadPause bound how long one Reserve tries to load missing accounts (2 s): a consumer that needs
+	// longer to pass the floor is behind, and the client is told to come back.
+	loadAttempts = 100
+	loadPause    = 20 * time.Millisecond
+	// loadTimeout bounds one query of balances.
+	loadTimeout = 5 * time.Second
+	// rebuildPatience is how long an extension waits for an epoch before the stream ends.
+	rebuildPatience = 10 * time.Second
+)
+
+// Config is what a Desk is built from. Every field but Metrics is required.
+type Config struct {
+	Node       string // NODE_NAME
+	Partitions int
+	Journal    journal.Config
+	Counters   Counters
+	Bank       Bank
+	Ship       Ship
+	Outbox     Outbox
+	Logger     *slog.Logger
+	Metrics    prometheus.Registerer // nil: no metrics
+	Now        func() time.Time      // nil: time.Now
+}
+
+// Desk is one node's cash desk. Make it with New, then Run it; Reserve may be called while Run runs.
+type Desk struct {
+	cfg     Config
+	log     *slog.Logger
+	now     func() time.Time
+	views   []view
+	metrics *metrics
+
+	releases chan ledger.ReleaseCall
+	kickMove chan struct{}
+	loading  loads
+
+	// books by incarnation: the node's own one first, then the adopted ones that are being closed.
+	mu      sync.Mutex
+	own     *book
+	adopted []*book
+	ships   sync.WaitGroup
+	shipCtx context.Context //nolint:containedctx // the shippers outlive the request that adopted their journal
+	open    atomic.Int64
+	leaving atomic.Bool
+}
+
+// view is what the node knows of one partition's epoch.
+type view struct {
+	mu       sync.Mutex
+	epoch    uint64
+	open     bool
+	reported bool
+	earlier  map[*book]uint64 // while rebuilding: what each journal must have shipped before the node reports
+	tickets  map[ledger.ID]*Ticket
+	waiting  map[ledger.ID]struct{} // reserves under way and releases not yet taken: the sweep must leave them alone
+	changed  chan struct{}          // closed and replaced whenever epoch or open changes
+}
+
+// book is one journal that this process holds the lock of.
+type book struct {
+	incarnation ledger.ID
+	journal     *journal.Journal
+	stopShip    context.CancelFunc
+	pending     atomic.Int64 // releases not yet taken by the counters (adopted books)
+	gone        atomic.Bool  // given up by the observer
+}
+
+// New builds a desk and opens its own journal. It registers the new incarnation before it returns, so that no event of
+// an unknown producer ever reaches the log.
+func New(ctx context.Context, cfg Config) (*Desk, error) {
+	d := &Desk{
+		cfg: cfg, log: cfg.Logger, now: cfg.Now,
+		views:    make([]view, cfg.Partitions),
+		releases: make(chan ledger.ReleaseCall, MaxOpen),
+		kickMove: make(chan struct{}, 1),
+		metrics:  newMetrics(cfg.Metrics),
+		loading:  loads{calls: map[loadKey]*loadResult{}},
+	}
+	if d.now == nil {
+		d.now = time.Now
+	}
+	for i := range d.views {
+		d.views[i].tickets = map[ledger.ID]*Ticket{}
+		d.views[i].waiting = map[ledger.ID]struct{}{}
+		d.views[i].changed = make(chan struct{})
+	}
+	own, err := d.newBook(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d.own = own
+	d.register(cfg.Metrics)
+	return d, nil
+}
+
+func (d *Desk) newBook(ctx context.Context) (*book, error) {
+	incarnation, err := newID()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.cfg.Bank.RegisterProducer(ctx, incarnation, d.cfg.Node); err != nil {
+		return nil, fmt.Errorf("register journal incarnation: %w", err)
+	}
+	j, err := journal.Create(d.cfg.Journal, incarnation)
+	if err != nil {
+		return nil, fmt.Errorf("open journal: %w", err)
+	}
+	return &book{incarnation: incarnation, journal: j}, nil
+}
+
+func newID() (ledger.ID, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return ledger.ID{}, fmt.Errorf("make id: %w", err)
+	}
+	return ledger.ID(id), nil
+}
+
+// current returns the book that new requests go to.
+func (d *Desk) current() *book {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.own
+}
+
+func (d *Desk) books() []*book {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]*book{d.own}, d.adopted...)
+}
+
+// ErrStopping is returned to requests that arrive while the node shuts down.
+var ErrStopping = errors.New("the node is shutting down")
+
+// Failed returns why the journal cannot be written, nil if it can.
+func (d *Desk) Failed() error { return d.current().journal.Failed() }
+
+// Open returns how many partitions have an open counter epoch on this node, and how many there are.
+func (d *Desk) Open() (open, all int) {
+	for p := range d.views {
+		v := &d.views[p]
+		v.mu.Lock()
+		if v.open {
+			open++
+		}
+		v.mu.Unlock()
+	}
+	return open, len(d.views)
+}
+
+// InFlight returns how many requests are open.
+func (d *Desk) InFlight() int64 { return d.open.Load() }
+
+// Backlog is 0 when every event of this node's journals is in the log and every ended hold is released in the counters.
+// Above 0 it is only a measure.
+func (d *Desk) Backlog() int64 {
+	n := int64(len(d.releases))
+	for _, b := range d.books() {
+		for p := range d.cfg.Partitions {
+			if b.journal.AckedThrough(p) < b.journal.LastSeq(p) {
+				n++
+			}
+		}
+	}
+	for p := range d.views {
+		v := &d.views[p]
+		v.mu.Lock()
+		n += int64(len(v.waiting))
+		v.mu.Unlock()
+	}
+	return n
+}

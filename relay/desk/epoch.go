@@ -1,0 +1,265 @@
+package desk
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"ledgerline/ledger"
+	"ledgerline/ledger/journal"
+)
+
+// look follows the epochs of all partitions once.
+func (d *Desk) look(ctx context.Context) error {
+	partitions := make([]int, d.cfg.Partitions)
+	for p := range partitions {
+		partitions[p] = p
+	}
+	states, err := d.cfg.Counters.State(ctx, partitions...)
+	if err != nil {
+		// Out of reach is not closed: requests fail at their own call, and nothing is re-asserted on a guess.
+		return fmt.Errorf("look at the epochs: %w", err)
+	}
+	for i := range states {
+		if err := d.follow(ctx, &states[i]); err != nil {
+			return fmt.Errorf("follow epoch of partition %d: %w", states[i].Partition, err)
+		}
+	}
+	return nil
+}
+
+// follow brings the node's view of one partition up to what the counters say (DESIGN 7, epochs).
+func (d *Desk) follow(ctx context.Context, st *ledger.Counters) error {
+	v := &d.views[st.Partition]
+	v.mu.Lock()
+	epoch, open, reported := v.epoch, v.open, v.reported
+	v.mu.Unlock()
+	switch {
+	case !st.Present || st.Foreign:
+		d.setView(v, epoch, false)
+		return nil
+	case st.Epoch < epoch:
+		// A stale answer, or a replica that lost the newest epoch: the consumer begins a higher one.
+		d.setView(v, epoch, false)
+		return nil
+	case st.Epoch > epoch && st.Open:
+		return d.missedEpoch(st)
+	case st.Epoch > epoch:
+		return d.reassert(ctx, v, st)
+	case !st.Open && !reported:
+		return d.report(ctx, v, st)
+	case st.Open && !open:
+		d.setView(v, epoch, true)
+	}
+	return nil
+}
+
+func (d *Desk) setView(v *view, epoch uint64, open bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.epoch == epoch && v.open == open {
+		return
+	}
+	v.epoch, v.open = epoch, open
+	close(v.changed)
+	v.changed = make(chan struct{})
+}
+
+// missedEpoch handles an epoch that opened without this node: what it holds in older epochs is not counted there, so its
+// open requests end now and are charged what was streamed.
+func (d *Desk) missedEpoch(st *ledger.Counters) error {
+	v := &d.views[st.Partition]
+	v.mu.Lock()
+	cut := 0
+	for _, t := range v.tickets {
+		if !t.free && t.epoch < st.Epoch && t.cutNow() {
+			cut++
+		}
+	}
+	v.reported, v.earlier = true, nil
+	v.mu.Unlock()
+	if cut > 0 {
+		d.metrics.cut.Add(float64(cut))
+		d.log.Warn("an epoch was opened without this node; its open requests of the partition end here",
+			"partition", st.Partition, "epoch", st.Epoch, "requests", cut)
+	}
+	d.setView(v, st.Epoch, true)
+	return nil
+}
+
+// reassert tells a rebuilding epoch of every hold that is open here, and journals an open record of the new epoch for each. The partition's
+// lock is held throughout, so no hold can slip in or out in between.
+func (d *Desk) reassert(ctx context.Context, v *view, st *ledger.Counters) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	// Tickets of an earlier incarnation of this process (it was given up and went on as a new one) are being cut.
+	own := d.current()
+	holds := make([]ledger.OpenHold, 0, len(v.tickets))
+	tickets := make([]*Ticket, 0, len(v.tickets))
+	for _, t := range v.tickets {
+		if t.free || t.book != own {
+			continue
+		}
+		holds = append(holds, ledger.OpenHold{
+			Hold: t.hold, Incarnation: own.incarnation, User: t.user, Token: t.token, Amount: t.amount,
+		})
+		tickets = append(tickets, t)
+	}
+	ok, err := d.cfg.Counters.Reassert(ctx, st.Partition, st.Epoch, own.incarnation, holds)
+	if err != nil {
+		return fmt.Errorf("re-assert %d holds: %w", len(holds), err)
+	}
+	if !ok {
+		return nil // it opened, or a higher one began: the next look sees it
+	}
+	for _, t := range tickets {
+		reopened, err := own.journal.Reopen(t.hold, st.Epoch, t.amount)
+		if err != nil {
+			// Not reported, so the epoch opens without this node, which then cuts its requests.
+			return fmt.Errorf("journal re-asserted hold: %w", err)
+		}
+		t.epoch, t.reopened = st.Epoch, reopened
+	}
+	v.earlier = map[*book]uint64{}
+	for _, b := range d.books() {
+		v.earlier[b] = b.journal.LastSeq(st.Partition)
+	}
+	v.epoch, v.open, v.reported = st.Epoch, false, false
+	close(v.changed)
+	v.changed = make(chan struct{})
+	d.log.Info("holds re-asserted into a new epoch", "partition", st.Partition, "epoch", st.Epoch, "holds", len(holds))
+	return nil
+}
+
+// report tells the rebuilding epoch that this node is done: its re-asserted holds are durable, and all that it (and the
+// journals it adopted) wrote earlier in this partition is in the log.
+func (d *Desk) report(ctx context.Context, v *view, st *ledger.Counters) error {
+	v.mu.Lock()
+	waits := make([]journal.Commit, 0, len(v.tickets))
+	for _, t := range v.tickets {
+		if !t.free && t.epoch == st.Epoch {
+			waits = append(waits, t.reopened)
+		}
+	}
+	earlier := v.earlier
+	v.mu.Unlock()
+	for _, c := range waits {
+		if err := c.Wait(ctx); err != nil {
+			return fmt.Errorf("make re-asserted holds durable: %w", err)
+		}
+	}
+	incarnations := make([]ledger.ID, 0, len(earlier))
+	for b, seq := range earlier {
+		if b.journal.AckedThrough(st.Partition) < seq {
+			return nil
+		}
+		incarnations = append(incarnations, b.incarnation)
+	}
+	if err := d.cfg.Counters.Report(ctx, st.Partition, st.Epoch, incarnations...); err != nil {
+		return fmt.Errorf("report to epoch %d: %w", st.Epoch, err)
+	}
+	v.mu.Lock()
+	if v.epoch == st.Epoch {
+		v.reported = true
+	}
+	v.mu.Unlock()
+	return nil
+}
+
+// beat says that the node lives, and learns whether it was given up.
+func (d *Desk) beat(ctx context.Context) error {
+	books := d.books()
+	ids := make([]ledger.ID, len(books))
+	for i, b := range books {
+		ids[i] = b.incarnation
+	}
+	gone, err := d.cfg.Bank.Heartbeat(ctx, ids)
+	if err != nil {
+		return fmt.Errorf("beat: %w", err)
+	}
+	for _, id := range gone {
+		for _, b := range books {
+			if b.incarnation != id || b.gone.Swap(true) {
+				continue
+			}
+			d.log.Error("this node's journal was given up while it was away; its open requests end, late charges follow",
+				"incarnation", id)
+			if b == d.current() {
+				if err := d.renew(ctx, b); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// renew goes on as a new incarnation; the old one's requests end and its journal is closed like a dead node's.
+func (d *Desk) renew(ctx context.Context, old *book) error {
+	own, err := d.newBook(ctx)
+	if err != nil {
+		return fmt.Errorf("go on as a new incarnation: %w", err)
+	}
+	for p := range d.views {
+		v := &d.views[p]
+		v.mu.Lock()
+		for _, t := range v.tickets {
+			if t.book == old {
+				t.cutNow()
+			}
+		}
+		v.mu.Unlock()
+	}
+	d.mu.Lock()
+	d.own = own
+	d.adopted = append(d.adopted, old)
+	d.mu.Unlock()
+	d.startShipping(own)
+	return nil
+}
+
+// sweep voids holds of this node's incarnation that it does not know: calls that were executed after their caller gave up.
+func (d *Desk) sweep(ctx context.Context) error {
+	own := d.current()
+	for p := range d.views {
+		v := &d.views[p]
+		held, err := d.cfg.Counters.Holds(ctx, p, own.incarnation)
+		if err != nil {
+			return fmt.Errorf("sweep holds of partition %d: %w", p, err)
+		}
+		var unknown []ledger.ReleaseCall
+		v.mu.Lock()
+		for _, h := range held {
+			_, waits := v.waiting[h.Hold]
+			if _, known := v.tickets[h.Hold]; !known && !waits {
+				unknown = append(unknown, ledger.ReleaseCall{
+					Hold: h.Hold, Incarnation: own.incarnation, Partition: p, Epoch: v.epoch, Charge: -1,
+				})
+			}
+		}
+		v.mu.Unlock()
+		if len(unknown) == 0 {
+			continue
+		}
+		if err := d.cfg.Counters.Release(ctx, unknown); err != nil {
+			return fmt.Errorf("void swept holds: %w", err)
+		}
+		d.metrics.swept.Add(float64(len(unknown)))
+		d.log.Warn("holds that nobody knew were voided", "partition", p, "holds", len(unknown))
+	}
+	return nil
+}
+
+// every calls f at most once an interval, when due is passed the present time.
+type every struct {
+	interval time.Duration
+	next     time.Time
+}
+
+func (e *every) due(now time.Time) bool {
+	if now.Before(e.next) {
+		return false
+	}
+	e.next = now.Add(e.interval)
+	return true
+}

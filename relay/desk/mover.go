@@ -1,0 +1,89 @@
+package desk
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"ledgerline/ledger"
+	"ledgerline/ledger/journal"
+)
+
+// Outbox is the table in which every event that is not usage begins (DESIGN 9).
+type Outbox interface {
+	// PendingOutbox returns events that were not moved yet, or moved a minute ago and not applied since; at most limit, oldest first.
+	PendingOutbox(ctx context.Context, limit int) ([]OutboxRow, error)
+	// MovedOutbox marks rows as moved, by key.
+	MovedOutbox(ctx context.Context, keys []string) error
+}
+
+// OutboxRow is one row: its unique key and the event to journal as it is (a re-drive keeps its original's key).
+type OutboxRow struct {
+	Key   string
+	Event ledger.Event
+}
+
+const (
+	// moveEvery is how often a node looks at the outbox unasked. A node that wrote a row itself asks with MoveNow.
+	moveEvery = 500 * time.Millisecond
+	// moveBatch bounds the rows moved at once, so that an import of a million accounts does not fill memory.
+	moveBatch = 500
+)
+
+// MoveNow makes the node look at the outbox at once; a top-up is effective within 100 ms.
+func (d *Desk) MoveNow() {
+	select {
+	case d.kickMove <- struct{}{}:
+	default:
+	}
+}
+
+func (d *Desk) runMover(ctx context.Context) {
+	ticker := time.NewTicker(moveEvery)
+	defer ticker.Stop()
+	complain := every{interval: 10 * time.Second}
+	for {
+		n, err := d.move(ctx)
+		if err != nil && ctx.Err() == nil && complain.due(d.now()) {
+			d.log.Warn("outbox rows were not moved; it is tried again", "error", err)
+		}
+		if err == nil && n == moveBatch {
+			continue
+		}
+		select {
+		case <-ticker.C:
+		case <-d.kickMove:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// move journals a batch of outbox events and marks them moved once they are durable. A kill in between moves them
+// again: the unique key makes the second copy a no-op when it is applied.
+func (d *Desk) move(ctx context.Context) (int, error) {
+	rows, err := d.cfg.Outbox.PendingOutbox(ctx, moveBatch)
+	if err != nil {
+		return 0, fmt.Errorf("read outbox: %w", err)
+	}
+	if len(rows) == 0 {
+		return 0, nil
+	}
+	j := d.current().journal
+	keys := make([]string, len(rows))
+	var last journal.Commit
+	for i := range rows {
+		keys[i] = rows[i].Key
+		if last, err = j.Event(&rows[i].Event); err != nil {
+			return 0, fmt.Errorf("journal outbox event %q: %w", rows[i].Key, err)
+		}
+	}
+	if err := last.Wait(ctx); err != nil {
+		return 0, fmt.Errorf("make outbox events durable: %w", err)
+	}
+	if err := d.cfg.Outbox.MovedOutbox(ctx, keys); err != nil {
+		return 0, fmt.Errorf("mark outbox rows moved: %w", err)
+	}
+	d.metrics.moved.Add(float64(len(rows)))
+	return len(rows), nil
+}

@@ -1,0 +1,270 @@
+package desk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"time"
+
+	"ledgerline/ledger"
+	"ledgerline/ledger/journal"
+)
+
+// Run serves the desk until ctx ends: it ships the journals, follows the epochs, beats, sweeps, closes the journals of dead nodes and
+// moves outbox rows. When ctx ends it refuses new requests, waits for the open ones at most until drain has passed, ships
+// what is left, settles, and closes its incarnation: a rolling update leaves nothing to recover.
+func (d *Desk) Run(ctx context.Context, drain time.Duration) error {
+	shipCtx, stopShipping := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopShipping()
+	d.mu.Lock()
+	d.shipCtx = shipCtx
+	d.mu.Unlock()
+	d.startShipping(d.current())
+	if err := d.adoptAll(ctx); err != nil {
+		d.log.Error("journals of dead nodes could not be adopted; it is tried again", "error", err)
+	}
+	releaseCtx, stopReleases := context.WithCancel(context.WithoutCancel(ctx))
+	var background sync.WaitGroup
+	background.Go(func() { d.runReleases(releaseCtx) })
+	background.Go(func() { d.runMover(ctx) })
+	d.duties(ctx)
+
+	d.leaving.Store(true)
+	err := d.leave(context.WithoutCancel(ctx), drain)
+	stopReleases()
+	background.Wait()
+	stopShipping()
+	d.ships.Wait()
+	return err
+}
+
+// duties does the node's periodic work until ctx ends. One goroutine does it all, so epochs, adoption and renewal never
+// overlap.
+func (d *Desk) duties(ctx context.Context) {
+	ticker := time.NewTicker(epochLook)
+	defer ticker.Stop()
+	looks := every{interval: 0}
+	beats, sweeps, adopts := every{interval: beatEvery}, every{interval: sweepEvery}, every{interval: adoptEvery}
+	sweeps.due(d.now())
+	adopts.due(d.now())
+	complain := every{interval: 10 * time.Second}
+	for {
+		now := d.now()
+		for _, duty := range []struct {
+			when *every
+			do   func(context.Context) error
+		}{{&looks, d.look}, {&beats, d.beat}, {&sweeps, d.sweep}, {&adopts, d.adoptAll}} {
+			if !duty.when.due(now) {
+				continue
+			}
+			callCtx, cancel := context.WithTimeout(ctx, loadTimeout)
+			err := duty.do(callCtx)
+			cancel()
+			if err != nil && ctx.Err() == nil && complain.due(now) {
+				d.log.Warn("a duty of the node failed; it is tried again", "error", err)
+			}
+		}
+		d.closeAdopted(ctx)
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (d *Desk) startShipping(b *book) {
+	d.mu.Lock()
+	ctx, stop := context.WithCancel(d.shipCtx)
+	b.stopShip = stop
+	d.mu.Unlock()
+	d.ships.Go(func() {
+		if err := d.cfg.Ship(ctx, b.journal); err != nil && ctx.Err() == nil {
+			d.log.Error("a journal is not shipped any more", "incarnation", b.incarnation, "error", err)
+		}
+	})
+}
+
+// adoptAll takes every journal of JOURNAL_DIR that nobody holds and closes its open requests, under its own incarnation
+// and continuing its sequence (DESIGN 5).
+func (d *Desk) adoptAll(ctx context.Context) error {
+	ids, err := journal.Adoptable(d.cfg.Journal)
+	if err != nil {
+		return fmt.Errorf("look for journals to adopt: %w", err)
+	}
+	for _, id := range ids {
+		if err := d.adopt(ctx, id); err != nil {
+			return fmt.Errorf("adopt journal %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+func (d *Desk) adopt(ctx context.Context, id ledger.ID) error {
+	j, found, err := journal.Adopt(d.cfg.Journal, id)
+	if errors.Is(err, journal.ErrLocked) || errors.Is(err, journal.ErrRetired) || errors.Is(err, fs.ErrNotExist) {
+		return nil // somebody else was quicker
+	}
+	if err != nil {
+		return err
+	}
+	for _, damage := range found.Damage {
+		d.metrics.damage.Inc()
+		d.log.Error("a journal is damaged; what could not be read is kept in place", "incarnation", id, "damage", damage)
+	}
+	b := &book{incarnation: id, journal: j}
+	releases := found.Releases
+	var last journal.Commit
+	for i := range found.Opens {
+		open := &found.Opens[i]
+		ev := recovered(open, d.now())
+		last, err = j.Settle(ev)
+		if err != nil {
+			_ = j.Close()
+			return fmt.Errorf("journal recovered usage: %w", err)
+		}
+		releases = append(releases, ledger.ReleaseCall{
+			Hold: open.Hold, Incarnation: id, Partition: ledger.Partition(open.User, d.cfg.Partitions),
+			Epoch: open.Epoch, Charge: ev.Charged,
+		})
+		d.metrics.recovered.Inc()
+	}
+	if len(found.Opens) > 0 {
+		if err := last.Wait(ctx); err != nil {
+			_ = j.Close()
+			return fmt.Errorf("make recovered usage durable: %w", err)
+		}
+	}
+	b.pending.Store(int64(len(releases)))
+	d.mu.Lock()
+	d.adopted = append(d.adopted, b)
+	d.mu.Unlock()
+	d.startShipping(b)
+	d.ships.Go(func() {
+		for _, call := range releases {
+			d.releases <- call
+		}
+	})
+	d.log.Info("a journal was adopted", "incarnation", id, "open_requests", len(found.Opens), "holds_to_release", len(releases))
+	return nil
+}
+
+// closeAdopted retires adopted journals that are settled and shipped, and drops what is left of their incarnations.
+func (d *Desk) closeAdopted(ctx context.Context) {
+	d.mu.Lock()
+	adopted := append([]*book(nil), d.adopted...)
+	d.mu.Unlock()
+	for _, b := range adopted {
+		if d.inUse(b) || b.pending.Load() > 0 || !b.shipped(d.cfg.Partitions) {
+			continue
+		}
+		if err := d.closeBook(ctx, b); err != nil {
+			d.log.Warn("an adopted journal could not be closed yet", "incarnation", b.incarnation, "error", err)
+			continue
+		}
+		d.mu.Lock()
+		for i, other := range d.adopted {
+			if other == b {
+				d.adopted = append(d.adopted[:i:i], d.adopted[i+1:]...)
+				break
+			}
+		}
+		d.mu.Unlock()
+	}
+}
+
+// inUse reports whether requests of this process still write to the book.
+func (d *Desk) inUse(b *book) bool {
+	for p := range d.views {
+		v := &d.views[p]
+		v.mu.Lock()
+		for _, t := range v.tickets {
+			if t.book == b {
+				v.mu.Unlock()
+				return true
+			}
+		}
+		v.mu.Unlock()
+	}
+	return false
+}
+
+func (b *book) shipped(partitions int) bool {
+	for p := range partitions {
+		if b.journal.AckedThrough(p) < b.journal.LastSeq(p) {
+			return false
+		}
+	}
+	return true
+}
+
+// closeBook ends an incarnation whose requests are all closed, shipped and settled. The order matters: first the
+// counters forget it (a tombstone refuses late reserves), then the database calls it closed, then its files are marked.
+// A kill in between repeats the rest at the next adoption.
+func (d *Desk) closeBook(ctx context.Context, b *book) error {
+	for p := range d.cfg.Partitions {
+		if err := d.cfg.Counters.Drop(ctx, p, b.incarnation); err != nil {
+			return fmt.Errorf("drop holds of partition %d: %w", p, err)
+		}
+	}
+	if err := d.cfg.Bank.CloseProducer(ctx, b.incarnation); err != nil {
+		return fmt.Errorf("close incarnation: %w", err)
+	}
+	b.stopShip()
+	if err := b.journal.Retire(); err != nil {
+		return fmt.Errorf("retire journal: %w", err)
+	}
+	return nil
+}
+
+// leave ends the node's own incarnation cleanly, within drain.
+func (d *Desk) leave(ctx context.Context, drain time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, drain)
+	defer cancel()
+	own := d.current()
+	for d.open.Load() > 0 || len(d.releases) > 0 || !own.shipped(d.cfg.Partitions) || d.inUse(own) || d.waitingReleases() {
+		if err := d.look(ctx); err != nil && ctx.Err() == nil {
+			d.log.Warn("the node leaves while the counters are away", "error", err)
+		}
+		if !pause(ctx, epochLook/10) {
+			d.log.Warn("the node stops with work left in its journal; the next start finishes it",
+				"open_requests", d.open.Load(), "unreleased", len(d.releases))
+			d.closeFiles()
+			return nil
+		}
+	}
+	if err := d.closeBook(ctx, own); err != nil {
+		d.log.Warn("the node's incarnation stays open for the next start to close", "error", err)
+		d.closeFiles()
+		return nil
+	}
+	for _, b := range d.books()[1:] {
+		if err := b.journal.Close(); err != nil {
+			return fmt.Errorf("close adopted journal: %w", err)
+		}
+	}
+	return nil
+}
+
+func (d *Desk) waitingReleases() bool {
+	for p := range d.views {
+		v := &d.views[p]
+		v.mu.Lock()
+		n := len(v.waiting)
+		v.mu.Unlock()
+		if n > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *Desk) closeFiles() {
+	for _, b := range d.books() {
+		if err := b.journal.Close(); err != nil {
+			d.log.Warn("a journal was not closed cleanly; nothing is lost", "incarnation", b.incarnation, "error", err)
+		}
+	}
+}

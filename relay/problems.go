@@ -1,0 +1,109 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"ledgerline/ledger"
+	"ledgerline/ledger/journal"
+	"ledgerline/relay/desk"
+	"ledgerline/relay/dialect"
+)
+
+// Codes of the relay's own refusals, beside New API's (README, table of differences).
+const (
+	codeBusy       = "quota_held"          // 429: only open holds are in the way
+	codeRebuilding = "counters_rebuilding" // 503: a new counter epoch is being opened
+	codeNoCounters = "counters_unreachable"
+	codeFull       = "node_full"
+	codeJournal    = "journal_failed"
+	codeStopping   = "node_stopping"
+)
+
+// refused is a refusal of the middleware kind: it comes before the relay proper and has no param.
+func refused(status int, code, message string) *dialect.Problem {
+	return &dialect.Problem{Status: status, Code: code, Message: message, Middleware: true}
+}
+
+func problem(status int, code, message string) *dialect.Problem {
+	return &dialect.Problem{Status: status, Code: code, Message: message}
+}
+
+func invalidToken() *dialect.Problem { return refused(http.StatusUnauthorized, "", "Invalid token") }
+
+func notFound(r *http.Request) *dialect.Problem {
+	return &dialect.Problem{
+		Status: http.StatusNotFound, Type: "invalid_request_error", Verbatim: true,
+		Message: "Invalid URL (" + r.Method + " " + r.URL.Path + ")",
+	}
+}
+
+// admissionProblem says why no hold was given. retryAfter is in seconds, 0 for none.
+func (x *exchange) admissionProblem(err error) (p *dialect.Problem, retryAfter int) {
+	var r *desk.Refusal
+	switch {
+	case errors.As(err, &r):
+		return x.refusal(r)
+	case errors.Is(err, desk.ErrFull), errors.Is(err, journal.ErrFull):
+		return problem(http.StatusServiceUnavailable, codeFull, "the node is at its limit, try again shortly"), 1
+	case errors.Is(err, desk.ErrStopping):
+		return problem(http.StatusServiceUnavailable, codeStopping, "the node is shutting down, try again"), 1
+	case errors.Is(err, journal.ErrFailed):
+		x.s.log.Error("requests are refused: the journal cannot be written", "error", err)
+		return problem(http.StatusServiceUnavailable, codeJournal, "the node cannot record usage at the moment"), 5
+	default:
+		x.s.log.Warn("requests are refused: no hold can be taken", "error", err)
+		return problem(http.StatusServiceUnavailable, codeNoCounters, "quotas cannot be checked at the moment, try again"), 1
+	}
+}
+
+func (x *exchange) refusal(r *desk.Refusal) (*dialect.Problem, int) {
+	switch r.Outcome {
+	case ledger.OutcomeRebuilding:
+		return problem(http.StatusServiceUnavailable, codeRebuilding, "quotas are being rebuilt, try again shortly"), 1
+	case ledger.OutcomeBusy:
+		return problem(http.StatusTooManyRequests, codeBusy,
+			"the remaining quota is held by requests that are still running, try again when they have finished"), 1
+	}
+	need := "need quota: " + x.dollars(r.Need)
+	if r.Account.Kind == ledger.TokenAccount {
+		if r.Left <= 0 {
+			return invalidToken(), 0 // an exhausted key is refused as at authentication
+		}
+		return problem(http.StatusForbidden, "pre_consume_token_quota_failed",
+			"token quota is not enough, token remain quota: "+x.dollars(r.Left)+", "+need), 0
+	}
+	return problem(http.StatusForbidden, "insufficient_user_quota",
+		"user quota is not enough, user remain quota: "+x.dollars(r.Left)+", "+need), 0
+}
+
+// dollars shows quota units as US dollars, exactly, for a message.
+func (x *exchange) dollars(quota int64) string {
+	per := x.routes.Settings.QuotaPerUnit
+	sign := ""
+	if quota < 0 {
+		sign, quota = "-", -quota
+	}
+	const micro = 1_000_000
+	return fmt.Sprintf("%s＄%d.%06d", sign, quota/per, quota%per*micro/per)
+}
+
+// fail answers with a problem, unless the answer has begun.
+func (x *exchange) fail(p *dialect.Problem) {
+	x.status, x.code = p.Status, p.Code
+	if x.wrote {
+		return
+	}
+	x.wrote = true
+	body := dialect.AppendError(nil, x.dialect, p, x.id)
+	h := x.w.Header()
+	h.Set("Content-Type", "application/json; charset=utf-8")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	if x.retryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(x.retryAfter))
+	}
+	x.w.WriteHeader(p.Status)
+	_, _ = x.w.Write(body) // a client that left does not matter: nothing is owed
+}
