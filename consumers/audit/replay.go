@@ -241,49 +241,34 @@ func (r *replayer) dryRun(ctx context.Context, partition int, at int64, fold *le
 // usagePartition appends what the log holds to the usage log again, up to where it stands: rows that are there collapse with
 // their copies.
 func (r *replayer) usagePartition(ctx context.Context, st sqlstore.PartitionState) error {
-	const batchRows = 10_000
-	var batch usagelog.Batch
 	position, err := r.Usage.Position(ctx, st.Partition)
 	if err != nil {
 		return fmt.Errorf("read the usage log's position: %w", err)
-	}
-	end := max(position.Offset, st.Offset)
-	flush := func(to int64) error {
-		if batch.Partition = st.Partition; len(batch.Rows) == 0 {
-			return nil
-		}
-		batch.Position = position
-		if to > position.Offset {
-			last := &batch.Rows[len(batch.Rows)-1]
-			batch.Position.Offset, batch.Position.LastOffset, batch.Position.LastEvent = to, last.Offset, last.EventID
-		}
-		err := r.Usage.Append(ctx, batch)
-		batch.Rows = batch.Rows[:0]
-		return err
 	}
 	first, _, err := r.Log.Bounds(ctx, st.Partition)
 	if err != nil {
 		return fmt.Errorf("read the bounds of the log: %w", err)
 	}
-	err = r.Log.Read(ctx, st.Partition, first, end, func(records []ledger.Record) error {
+	err = r.Log.Read(ctx, st.Partition, first, max(position.Offset, st.Offset), func(records []ledger.Record) error {
+		// What Read hands over is not to be kept, so each of its batches is one of ours.
+		batch := usagelog.Batch{Partition: st.Partition, Position: position}
 		for i := range records {
 			if records[i].Err != nil {
 				continue // it is in the usage log's dead letters
 			}
-			r.events++
-			batch.Rows = append(batch.Rows, usagelog.RowOf(records[i]))
-			if len(batch.Rows) == batchRows {
-				if err := flush(records[i].Offset + 1); err != nil {
-					return err
-				}
+			batch.Rows = append(batch.Rows, usagelog.RowOf(&records[i]))
+			if at := records[i].Offset; at >= position.Offset {
+				batch.Position.Offset, batch.Position.LastOffset, batch.Position.LastEvent = at+1, at, records[i].Event.ID
 			}
 		}
-		return nil
+		r.events += int64(len(records))
+		position = batch.Position
+		return r.Usage.Append(ctx, batch)
 	})
 	if err != nil {
-		return fmt.Errorf("read the log: %w", err)
+		return fmt.Errorf("append the log to the usage log: %w", err)
 	}
-	return flush(end)
+	return nil
 }
 
 // Print writes the report for people.
