@@ -55,7 +55,7 @@ func (s *Store) OpenAccounts(ctx context.Context) (OpenResult, error) {
 // openSource is where the opening balance of a kind is read.
 var openSource = map[ledger.AccountKind]struct{ table, columns string }{
 	ledger.UserAccount:  {"users", "id, id, COALESCE(quota, 0), COALESCE(used_quota, 0), COALESCE(request_count, 0)"},
-	ledger.TokenAccount: {"tokens", "id, user_id, COALESCE(remain_quota, 0), COALESCE(used_quota, 0), 0"},
+	ledger.TokenAccount: {"tokens", "id, COALESCE(user_id, 0), COALESCE(remain_quota, 0), COALESCE(used_quota, 0), 0"},
 }
 
 // unopened returns the ids of the next rows without an account. A token without a user can never be used and is left out.
@@ -117,7 +117,9 @@ func (tx *Tx) open(ctx context.Context, kind ledger.AccountKind, list []int64) (
 	err = tx.each(ctx, q.String(), nil, func(scan func(...any) error) error {
 		var o opening
 		err := scan(&o.id, &o.owner, &o.left, &o.used, &o.requests)
-		rows = append(rows, o)
+		if o.owner > 0 {
+			rows = append(rows, o)
+		}
 		return err
 	})
 	if err != nil {
