@@ -31,6 +31,7 @@ type fetchRequest struct {
 	offset    int64
 	maxBytes  int
 	maxWait   time.Duration
+	reuse     []byte // may take the response, if it fits
 
 	version int16 // negotiated by the connection, set in Required
 }
@@ -78,11 +79,20 @@ func (r *fetchRequest) RawExchange(rw io.ReadWriter) (protocol.Message, error) {
 	if n < 4 || n > maxFetchResponse {
 		return nil, fmt.Errorf("read fetch response: %d bytes announced, allowed are 4 to %d", n, maxFetchResponse)
 	}
-	body := make([]byte, n)
+	body := r.reuse
+	if cap(body) < n {
+		body = make([]byte, n)
+	}
+	body = body[:n]
 	if _, err := io.ReadFull(rw, body); err != nil {
 		return nil, fmt.Errorf("read fetch response: %w", err)
 	}
-	return decodeFetch(body)
+	res, err := decodeFetch(body)
+	if err != nil {
+		return nil, err
+	}
+	res.body = body
+	return res, nil
 }
 
 // correlation is the id of every request: a connection carries one request at a time.
@@ -126,6 +136,7 @@ type fetchResponse struct {
 	highWatermark int64
 	logStart      int64
 	records       []byte
+	body          []byte // the whole response
 }
 
 // ApiKey implements protocol.Message.

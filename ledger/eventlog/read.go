@@ -30,37 +30,49 @@ type Batch struct {
 	Bytes   int   // size of the response, which Records keep alive
 }
 
+// page is the memory of one response and what it decodes to. Only Read uses one twice.
+type page struct {
+	body    []byte
+	records []ledger.Record
+	decoder ledger.Decoder
+}
+
 // Fetch reads records of partition from offset on, waiting up to about a second for the first. A record that cannot be decoded
 // is in the batch with its Err. An empty batch means that there is nothing new. Errors: ErrOutOfRange (wrapped) if the
 // partition does not hold offset and it is not its end; others are worth repeating.
 func (c *Client) Fetch(ctx context.Context, partition int, offset int64) (Batch, error) {
-	return c.fetch(ctx, partition, offset, pollWait)
+	return c.fetch(ctx, partition, offset, &page{})
 }
 
-func (c *Client) fetch(ctx context.Context, partition int, offset int64, wait time.Duration) (Batch, error) {
-	res, err := c.fetchRaw(ctx, partition, offset, wait)
+// fetch fills p. After an error p must not be used again: an abandoned request may still be writing to it.
+func (c *Client) fetch(ctx context.Context, partition int, offset int64, p *page) (Batch, error) {
+	res, err := c.fetchRaw(ctx, partition, offset, pollWait, p.body)
 	if err != nil {
 		return Batch{}, err
 	}
+	p.body = res.body
+	p.records = p.records[:0]
+	p.decoder.Reset()
 	batch := Batch{Next: offset, End: res.highWatermark, First: res.logStart, Bytes: len(res.records)}
 	next, err := eachRecord(res.records, offset, func(offset int64, value []byte) {
-		if batch.Records == nil {
-			batch.Records = make([]ledger.Record, 0, len(res.records)/(len(value)+recordOverhead)+1)
+		if cap(p.records) == 0 {
+			p.records = make([]ledger.Record, 0, len(res.records)/(len(value)+recordOverhead)+1)
 		}
-		batch.Records = append(batch.Records, ledger.Record{Partition: partition, Offset: offset, Value: value})
+		p.records = append(p.records, ledger.Record{Partition: partition, Offset: offset, Value: value})
 	})
 	if err != nil {
 		return Batch{}, fmt.Errorf("read %s[%d] at %d: %w", c.cfg.Topic, partition, offset, err)
 	}
-	for i := range batch.Records {
-		r := &batch.Records[i]
-		r.Event, r.Err = ledger.Decode(r.Value)
+	for i := range p.records {
+		r := &p.records[i]
+		r.Err = p.decoder.Decode(r.Value, &r.Event)
 	}
+	batch.Records = p.records
 	batch.Next = max(batch.Next, next)
 	return batch, nil
 }
 
-func (c *Client) fetchRaw(ctx context.Context, partition int, offset int64, wait time.Duration) (*fetchResponse, error) {
+func (c *Client) fetchRaw(ctx context.Context, partition int, offset int64, wait time.Duration, reuse []byte) (*fetchResponse, error) {
 	doing := fmt.Sprintf("fetch %s[%d] at %d", c.cfg.Topic, partition, offset)
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout+wait)
 	defer cancel()
@@ -71,6 +83,7 @@ func (c *Client) fetchRaw(ctx context.Context, partition int, offset int64, wait
 		offset:    offset,
 		maxBytes:  DefaultFetchBytes,
 		maxWait:   wait,
+		reuse:     reuse,
 	})
 	if err != nil {
 		return nil, c.failed(doing, err)
@@ -90,7 +103,7 @@ func (c *Client) fetchRaw(ctx context.Context, partition int, offset int64, wait
 // ErrNoRecord if that offset carries no record. The record's own Err is not an error of ReadAt.
 func (c *Client) ReadAt(ctx context.Context, partition int, offset int64) (ledger.Record, error) {
 	doing := fmt.Sprintf("read record %d of %s[%d]", offset, c.cfg.Topic, partition)
-	res, err := c.fetchRaw(ctx, partition, offset, time.Millisecond)
+	res, err := c.fetchRaw(ctx, partition, offset, time.Millisecond, nil)
 	if err != nil {
 		return ledger.Record{}, err
 	}
@@ -129,8 +142,9 @@ func (c *Client) Read(ctx context.Context, partition int, from, to int64, fn fun
 	batches := make(chan ahead)
 	go func() {
 		defer close(batches)
-		for offset := from; offset < to; {
-			batch, err := c.fetchPatiently(ctx, partition, offset)
+		pages := [2]*page{{}, {}} // when one is handed over, fn is done with the other
+		for offset, n := from, 0; offset < to; n++ {
+			batch, err := c.fetchPatiently(ctx, partition, offset, &pages[n%2])
 			if err == nil && batch.End < to {
 				err = fmt.Errorf("read %s[%d]: it ends at %d, before %d: %w", c.cfg.Topic, partition, batch.End, to, ErrOutOfRange)
 			}
@@ -163,13 +177,15 @@ func (c *Client) Read(ctx context.Context, partition int, from, to int64, fn fun
 	return ctx.Err()
 }
 
-// fetchPatiently repeats a fetch until it succeeds, the offset proves to be gone, or ctx ends.
-func (c *Client) fetchPatiently(ctx context.Context, partition int, offset int64) (Batch, error) {
+// fetchPatiently repeats a fetch until it succeeds, the offset proves to be gone, or ctx ends. It replaces the page after a
+// failure.
+func (c *Client) fetchPatiently(ctx context.Context, partition int, offset int64, p **page) (Batch, error) {
 	for wait := newBackoff(); ; {
-		batch, err := c.Fetch(ctx, partition, offset)
+		batch, err := c.fetch(ctx, partition, offset, *p)
 		if err == nil || errors.Is(err, ErrOutOfRange) || errors.Is(err, errBadRecords) {
 			return batch, err
 		}
+		*p = &page{}
 		if !pause(ctx, wait.next()) {
 			return Batch{}, errors.Join(ctx.Err(), err)
 		}
