@@ -6,31 +6,37 @@ import (
 	"strings"
 )
 
-// CreateChannel inserts a channel and its abilities and returns its id.
+// plainChannelInfo is the column channel_info of a channel with one key, as New API writes it.
+const plainChannelInfo = `{"is_multi_key":false,"multi_key_size":0,"multi_key_status_list":null,"multi_key_polling_index":0,"multi_key_mode":""}`
+
+// CreateChannel inserts a channel and its abilities and returns its id. Status 0 means enabled.
 func (s *Store) CreateChannel(ctx context.Context, c ChannelRow) (id int64, err error) {
 	if c.Group == "" {
 		c.Group = "default"
+	}
+	if c.Status == 0 {
+		c.Status = ChannelEnabled
 	}
 	err = s.Tx(ctx, func(tx *Tx) error {
 		result, err := tx.Exec(ctx, "INSERT INTO channels (`type`, `key`, `open_ai_organization`, `test_model`, `status`, `name`, `weight`, "+
 			"`created_time`, `test_time`, `response_time`, `base_url`, `other`, `balance`, `balance_updated_time`, `models`, `group`, `used_quota`, "+
 			"`model_mapping`, `status_code_mapping`, `priority`, `auto_ban`, `other_info`, `tag`, `setting`, `param_override`, `header_override`, "+
 			"`remark`, `channel_info`, `settings`) VALUES (?,?,?,?,?,?,?,?,0,0,?,?,0,0,?,?,0,?,?,?,?,?,?,?,?,?,?,?,?)",
-			c.Type, c.Key, c.Organization, c.TestModel, ChannelEnabled, c.Name, c.Weight, tx.s.now().Unix(), c.BaseURL, c.Other, c.Models,
-			c.Group, c.ModelMapping, c.StatusCodeMapping, c.Priority, c.AutoBan, c.OtherInfo, nullable(c.Tag), c.Setting, c.ParamOverride,
-			c.HeaderOverride, c.Remark, orElse(c.ChannelInfo, "{}"), c.Settings)
+			c.Type, c.Key, nullable(c.Organization), nullable(c.TestModel), c.Status, c.Name, max(0, c.Weight), tx.s.now().Unix(), c.BaseURL, c.Other,
+			c.Models, c.Group, nullable(c.ModelMapping), c.StatusCodeMapping, c.Priority, c.AutoBan, c.OtherInfo, nullable(c.Tag), nullable(c.Setting),
+			nullable(c.ParamOverride), nullable(c.HeaderOverride), nullable(c.Remark), orElse(c.ChannelInfo, plainChannelInfo), c.Settings)
 		if err != nil {
 			return err
 		}
 		if id, err = result.LastInsertId(); err != nil {
 			return err
 		}
-		c.ID, c.Status = id, ChannelEnabled
+		c.ID = id
 		if err := tx.writeAbilities(ctx, &c); err != nil {
 			return err
 		}
 		tx.Changed(ChangeChannel, id)
-		return nil
+		return tx.audit(ctx, fmt.Sprintf("created channel %s (ID: %d)", c.Name, id))
 	})
 	if err != nil {
 		return 0, fmt.Errorf("create channel %q: %w", c.Name, err)

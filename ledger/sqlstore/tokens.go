@@ -25,7 +25,7 @@ func (s *Store) CreateToken(ctx context.Context, t TokenRow, limit int64) (row T
 			"`remain_quota`, `unlimited_quota`, `model_limits_enabled`, `model_limits`, `allow_ips`, `used_quota`, `group`, `cross_group_retry`, "+
 			"`auto_groups`) VALUES (?,?,?,?,?,?,?,0,?,?,?,?,0,?,?,?)",
 			t.UserID, t.Key, TokenEnabled, t.Name, now, now, t.ExpiredTime, t.Unlimited, t.ModelLimitsEnabled, t.ModelLimits,
-			t.AllowIPs, t.Group, t.CrossGroupRetry, t.AutoGroups)
+			t.AllowIPs, t.Group, t.CrossGroupRetry, nullable(t.AutoGroups))
 		if isDuplicate(err) {
 			return ErrExists
 		}

@@ -17,7 +17,7 @@ type NewUser struct {
 	Role        int
 	Group       string // "" means "default"
 	Email       string
-	InviterID   int64  // 0: nobody
+	InviterID   int64 // 0: nobody
 	Remark      string
 	Quota       int64  // quota units to start with, 0 to MaxGrant
 	Note        string // why, for the event of the quota

@@ -1,0 +1,128 @@
+package sqlstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"ledgerline/ledger"
+)
+
+// UserEdit is a user in the middle of a change: its row is locked, so what a caller reads here cannot change under it.
+type UserEdit struct {
+	UserView // Quota is what will be left once the outbox is applied
+
+	Password string // hash of a new password; "" keeps the old one
+	Grant    int64  // quota to add, or to take if it is negative
+	Note     string // for the event of Grant and for the audit trail; "" leaves no audit event
+	Delete   bool   // soft delete
+	// Revoke ends every session of the user but Keep.
+	Revoke bool
+	Keep   ledger.ID
+}
+
+// EditUser locks a user that is not deleted, lets fn change it, and stores the change. fn may refuse with an error, which is
+// returned, and may be called again after a deadlock. It may change Username, DisplayName, Role, Status, Email, Group,
+// Setting, Remark and AccessToken of the row, and the fields of UserEdit; balances only by Grant (DESIGN 9). It returns the
+// user as stored, and the key of the outbox row of Grant or "". ErrNotFound; ErrExists: the name or token is taken.
+func (s *Store) EditUser(ctx context.Context, id int64, fn func(*UserEdit) error) (user *UserView, key string, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		user, key = nil, ""
+		v, err := oneOf(ctx, tx, scanUserView, "SELECT "+userViewColumns+" FROM users WHERE id = ? AND deleted_at IS NULL"+tx.ForUpdate(), id)
+		if err != nil {
+			return err
+		}
+		if v.Quota, err = tx.lockedLeft(ctx, ledger.Account{Kind: ledger.UserAccount, ID: id}, id, v.Quota); err != nil {
+			return err
+		}
+		edit := &UserEdit{UserView: *v}
+		if err := fn(edit); err != nil {
+			return err
+		}
+		if err := tx.storeUser(ctx, edit); err != nil {
+			return err
+		}
+		if edit.Grant != 0 {
+			if key, err = tx.grant(ctx, credit{id, edit.Username, edit.Grant, "admin", edit.Note}); err != nil {
+				return err
+			}
+			edit.Quota = clampedAdd(edit.Quota, edit.Grant)
+		}
+		user = &edit.UserView
+		if edit.Note != "" {
+			return tx.audit(ctx, edit.Note)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("change user %d: %w", id, err)
+	}
+	return user, key, nil
+}
+
+func (tx *Tx) storeUser(ctx context.Context, u *UserEdit) error {
+	now := tx.s.now()
+	if u.Revoke || u.Delete {
+		u.AuthVersion++
+		if _, err := tx.Exec(ctx, "UPDATE ledger_sessions SET revoked_at = ? WHERE user_id = ? AND sid <> ? AND revoked_at = 0", now.Unix(), u.ID, u.Keep[:]); err != nil {
+			return fmt.Errorf("end sessions: %w", err)
+		}
+		if _, err := tx.Exec(ctx, "UPDATE ledger_sessions SET auth_version = ? WHERE user_id = ? AND sid = ?", u.AuthVersion, u.ID, u.Keep[:]); err != nil {
+			return fmt.Errorf("keep session: %w", err)
+		}
+	}
+	if u.Delete {
+		u.DeletedAt, u.Deleted = now, true
+	}
+	_, err := tx.Exec(ctx, "UPDATE users SET `username` = ?, `display_name` = ?, `role` = ?, `status` = ?, `email` = ?, `group` = ?, `setting` = ?, "+
+		"`remark` = ?, `access_token` = ?, `auth_version` = ?, `deleted_at` = ? WHERE id = ?",
+		u.Username, u.DisplayName, u.Role, u.Status, u.Email, u.Group, u.Setting, u.Remark, nullable(u.AccessToken), u.AuthVersion, timeText(u.DeletedAt), u.ID)
+	if isDuplicate(err) {
+		return ErrExists
+	}
+	if err != nil {
+		return err
+	}
+	if u.Password != "" {
+		if err := tx.setPassword(ctx, u.ID, u.Password); err != nil {
+			return err
+		}
+	}
+	tx.Changed(ChangeUser, u.ID)
+	return nil
+}
+
+func (tx *Tx) setPassword(ctx context.Context, user int64, hash string) error {
+	if _, err := tx.Exec(ctx, "UPDATE users SET `password` = ? WHERE id = ?", hash, user); err != nil {
+		return fmt.Errorf("store password: %w", err)
+	}
+	return nil
+}
+
+// Rehash replaces a user's password hash if it still is the one that was verified. Nothing else changes; no session ends.
+func (s *Store) Rehash(ctx context.Context, user int64, from, to string) error {
+	err := s.Tx(ctx, func(tx *Tx) error {
+		var stored string
+		err := tx.QueryRow(ctx, "SELECT `password` FROM users WHERE id = ?"+tx.ForUpdate(), []any{user}, &stored)
+		if errors.Is(err, ErrNotFound) || err == nil && stored != from {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return tx.setPassword(ctx, user, to)
+	})
+	if err != nil {
+		return fmt.Errorf("rehash the password of user %d: %w", user, err)
+	}
+	return nil
+}
+
+// timeText is a time as New API's datetime columns take it on both engines; the zero time is NULL.
+func timeText(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return t.UTC().Format("2006-01-02 15:04:05.000")
+}

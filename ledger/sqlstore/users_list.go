@@ -1,0 +1,214 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"ledgerline/ledger"
+)
+
+// UserView is a user as lists and forms show it.
+type UserView struct {
+	UserRow
+	Quota        int64 // what is left, quota units
+	UsedQuota    int64
+	RequestCount int64
+	AffCount     int64
+	AffQuota     int64
+	AffHistory   int64
+	GitHubID     string
+	DiscordID    string
+	OIDCID       string
+	WeChatID     string
+	TelegramID   string
+	LinuxDOID    string
+	Stripe       string
+	DeletedAt    time.Time // zero if it is not deleted
+}
+
+const userViewColumns = userColumns + ", `quota`, `used_quota`, `request_count`, `aff_count`, `aff_quota`, `aff_history`, " +
+	"`github_id`, `discord_id`, `oidc_id`, `wechat_id`, `telegram_id`, `linux_do_id`, `stripe_customer`, `deleted_at`"
+
+func scanUserView(scan func(...any) error) (*UserView, error) {
+	var v UserView
+	var numbers [6]sql.NullInt64
+	var names [7]sql.NullString
+	var deleted sql.NullTime
+	row, err := scanUser(func(dest ...any) error {
+		for i := range numbers {
+			dest = append(dest, &numbers[i])
+		}
+		for i := range names {
+			dest = append(dest, &names[i])
+		}
+		return scan(append(dest, &deleted)...)
+	})
+	if err != nil {
+		return nil, err
+	}
+	v.UserRow = *row
+	for i, into := range []*int64{&v.Quota, &v.UsedQuota, &v.RequestCount, &v.AffCount, &v.AffQuota, &v.AffHistory} {
+		*into = numbers[i].Int64
+	}
+	for i, into := range []*string{&v.GitHubID, &v.DiscordID, &v.OIDCID, &v.WeChatID, &v.TelegramID, &v.LinuxDOID, &v.Stripe} {
+		*into = names[i].String
+	}
+	v.DeletedAt = deleted.Time
+	return &v, nil
+}
+
+// UserFilter selects users. Zero fields select all.
+type UserFilter struct {
+	Keyword string // an id, or a part of user name, e-mail or display name
+	Group   string
+	Role    int
+	Status  int
+}
+
+func (f *UserFilter) where() *conditions {
+	w := &conditions{}
+	if f.Keyword != "" {
+		pattern := like(f.Keyword)
+		text, args := "`username` LIKE ? ESCAPE '!' OR `email` LIKE ? ESCAPE '!' OR `display_name` LIKE ? ESCAPE '!'", []any{pattern, pattern, pattern}
+		if id, err := strconv.ParseInt(f.Keyword, 10, 64); err == nil {
+			text, args = text+" OR `id` = ?", append(args, id)
+		}
+		w.add("("+text+")", args...)
+	}
+	if f.Group != "" {
+		w.add("`group` = ?", f.Group)
+	}
+	if f.Role != 0 {
+		w.add("`role` = ?", f.Role)
+	}
+	if f.Status != 0 {
+		w.add("`status` = ?", f.Status)
+	}
+	return w
+}
+
+// Users lists users, deleted ones too, newest first, with the number of all that match.
+func (s *Store) Users(ctx context.Context, f UserFilter, page Page) (list []*UserView, total int, err error) {
+	err = s.View(ctx, func(tx *Tx) error {
+		list, total, err = listed(ctx, tx, query[UserView]{userViewColumns, "users", f.where(), "`id` DESC", page, scanUserView})
+		if err != nil {
+			return err
+		}
+		return tx.freshenUsers(ctx, list)
+	})
+	if err != nil {
+		return nil, 0, fmt.Errorf("list users: %w", err)
+	}
+	return list, total, nil
+}
+
+func (tx *Tx) freshenUsers(ctx context.Context, list []*UserView) error {
+	columns := make(map[int64]*int64, len(list))
+	for _, v := range list {
+		columns[v.ID] = &v.Quota
+	}
+	return tx.freshen(ctx, ledger.UserAccount, columns)
+}
+
+// UserView reads a user that is not deleted, with its balance as of now. ErrNotFound.
+func (s *Store) UserView(ctx context.Context, id int64) (*UserView, error) {
+	return s.userView(ctx, "`id` = ?", id)
+}
+
+// UserByAccessToken finds the user, not deleted, of a management token. The comparison is of bytes, whatever the column's collation.
+// ErrNotFound.
+func (s *Store) UserByAccessToken(ctx context.Context, token string) (*UserView, error) {
+	v, err := s.userView(ctx, "`access_token` = ?", token)
+	if err == nil && (token == "" || v.AccessToken != token) {
+		return nil, fmt.Errorf("read user: %w", ErrNotFound)
+	}
+	return v, err
+}
+
+// UserByAffCode finds the id of the user, not deleted, with an invitation code. ErrNotFound.
+func (s *Store) UserByAffCode(ctx context.Context, code string) (int64, error) {
+	v, err := s.userView(ctx, "`aff_code` = ? AND `aff_code` <> ''", code)
+	if err != nil {
+		return 0, err
+	}
+	return v.ID, nil
+}
+
+func (s *Store) userView(ctx context.Context, where string, arg any) (v *UserView, err error) {
+	err = s.View(ctx, func(tx *Tx) error {
+		v, err = oneOf(ctx, tx, scanUserView, "SELECT "+userViewColumns+" FROM users WHERE deleted_at IS NULL AND "+where, arg)
+		if err != nil {
+			return err
+		}
+		return tx.freshenUsers(ctx, []*UserView{v})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read user: %w", err)
+	}
+	return v, nil
+}
+
+// conditions is the WHERE of a list.
+type conditions struct {
+	parts []string
+	args  []any
+}
+
+func (w *conditions) add(text string, args ...any) {
+	w.parts = append(w.parts, text)
+	w.args = append(w.args, args...)
+}
+
+func (w *conditions) String() string {
+	if len(w.parts) == 0 {
+		return ""
+	}
+	return " WHERE " + strings.Join(w.parts, " AND ")
+}
+
+// like returns the pattern for "contains", for LIKE … ESCAPE '!'.
+func like(part string) string {
+	return "%" + strings.NewReplacer("!", "!!", "%", "!%", "_", "!_").Replace(part) + "%"
+}
+
+// query is one page of a table.
+type query[R any] struct {
+	columns, table string
+	where          *conditions
+	order          string
+	page           Page
+	scan           func(func(...any) error) (*R, error)
+}
+
+// listed counts what matches and reads one page of it.
+func listed[R any](ctx context.Context, tx *Tx, q query[R]) (list []*R, total int, err error) {
+	if err := tx.QueryRow(ctx, "SELECT COUNT(*) FROM "+q.table+q.where.String(), q.where.args, &total); err != nil {
+		return nil, 0, err
+	}
+	limit, args := q.page.clause()
+	list = make([]*R, 0, q.page.Limit)
+	err = tx.each(ctx, "SELECT "+q.columns+" FROM "+q.table+q.where.String()+" ORDER BY "+q.order+limit, append(q.where.args[:len(q.where.args):len(q.where.args)], args...),
+		func(scan func(...any) error) error {
+			r, err := q.scan(scan)
+			list = append(list, r)
+			return err
+		})
+	return list, total, err
+}
+
+// oneOf reads a single row in a transaction. ErrNotFound.
+func oneOf[R any](ctx context.Context, tx *Tx, scan func(func(...any) error) (*R, error), query string, args ...any) (*R, error) {
+	var out *R
+	err := tx.each(ctx, query, args, func(sc func(...any) error) (err error) {
+		out, err = scan(sc)
+		return err
+	})
+	if err == nil && out == nil {
+		err = ErrNotFound
+	}
+	return out, err
+}
