@@ -241,16 +241,24 @@ func (d *demo) wait(ctx context.Context, what string, done func(context.Context)
 	}
 }
 
-// rows yields the trace, again and again if it is shorter than the demo.
-func (d *demo) rows() (iter.Seq2[relaytest.TraceRow, error], func(), error) {
+// rows yields the trace once, from its beginning.
+func (d *demo) rows() iter.Seq2[relaytest.TraceRow, error] {
 	if d.o.trace == "" {
-		return relaytest.Excerpt(), func() {}, nil
+		return relaytest.Excerpt()
 	}
-	f, err := os.Open(d.o.trace)
-	if err != nil {
-		return nil, nil, usagef("demo: -trace cannot be read: %v", err)
+	return func(yield func(relaytest.TraceRow, error) bool) {
+		f, err := os.Open(d.o.trace)
+		if err != nil {
+			yield(relaytest.TraceRow{}, err)
+			return
+		}
+		defer func() { _ = f.Close() }()
+		for row, err := range relaytest.ReadTrace(f) {
+			if !yield(row, err) {
+				return
+			}
+		}
 	}
-	return relaytest.ReadTrace(f), func() { _ = f.Close() }, nil
 }
 
 func (d *demo) url() string { return "http://" + d.listener.Addr().String() }

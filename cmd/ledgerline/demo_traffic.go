@@ -43,11 +43,6 @@ type demoJob struct {
 
 // traffic relays the trace and shows progress.
 func (d *demo) traffic(ctx context.Context) (*traffic, error) {
-	rows, done, err := d.rows()
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	t := &traffic{requests: map[string]int64{}, problems: map[string]int{}}
 	client := &http.Client{Transport: demoTransport(d.o.concurrency)}
 	defer client.CloseIdleConnections()
@@ -63,7 +58,7 @@ func (d *demo) traffic(ctx context.Context) (*traffic, error) {
 	progress, stopProgress := context.WithCancel(ctx)
 	var shown sync.WaitGroup
 	shown.Go(func() { d.progress(progress, t) })
-	err = d.feed(ctx, rows, jobs)
+	err := d.feed(ctx, jobs)
 	close(jobs)
 	clients.Wait()
 	stopProgress()
@@ -73,37 +68,33 @@ func (d *demo) traffic(ctx context.Context) (*traffic, error) {
 }
 
 // feed hands out the requests of the trace, at the asked rate.
-func (d *demo) feed(ctx context.Context, rows func(func(relaytest.TraceRow, error) bool), jobs chan<- demoJob) error {
+func (d *demo) feed(ctx context.Context, jobs chan<- demoJob) error {
 	limit := rate.Inf
 	if d.o.rate > 0 {
 		limit = rate.Limit(d.o.rate)
 	}
 	pace := rate.NewLimiter(limit, 1)
-	n := 0
-	for n < d.o.requests {
+	for n := 0; n < d.o.requests; {
 		before := n
-		for row, err := range rows {
+		for row, err := range d.rows() {
 			if err != nil {
 				return usagef("demo: -trace: %v", err)
 			}
-			if n == d.o.requests {
+			if n == d.o.requests || pace.Wait(ctx) != nil {
 				break
-			}
-			if err := pace.Wait(ctx); err != nil {
-				return nil //nolint:nilerr // interrupted; the caller looks at ctx
 			}
 			select {
 			case jobs <- demoJob{n, row, &d.users[n%len(d.users)]}:
 			case <-ctx.Done():
-				return nil
+				return nil // interrupted; the caller looks at ctx
 			}
 			n++
 		}
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // interrupted; the caller looks at ctx
+		}
 		if n == before {
 			return usagef("demo: -trace holds no requests")
-		}
-		if d.o.trace != "" {
-			break // a file is read once
 		}
 	}
 	return nil

@@ -14,8 +14,9 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"ledgerline/relay"
 )
 
 // Bounds of the HTTP server (L7).
@@ -158,75 +159,18 @@ func (n *node) mode() string {
 }
 
 func (n *node) handler() http.Handler {
-	e := echo.New()
-	e.HideBanner, e.HidePort = true, true
-	e.Use(cors)
-	n.relay.Mount(e)
-	n.console.Mount(e)
-	e.GET("/healthz", func(c echo.Context) error { return c.String(http.StatusOK, "ok\n") })
-	e.GET("/readyz", n.readyz)
-	e.GET("/metrics", echo.WrapHandler(promhttp.HandlerFor(n.reg, promhttp.HandlerOpts{})))
-	e.HTTPErrorHandler = n.unmatched
-	return e
+	redirect := n.cfg.FrontendURL
+	if n.cfg.master() {
+		redirect = "" // as in New API, it is for slaves
+	}
+	return relay.NewHandler(relay.HandlerConfig{
+		Parts: []relay.Routes{n.relay, n.console}, Problems: n.problems, RedirectTo: redirect, Logger: n.log,
+		Metrics: promhttp.HandlerFor(n.reg, promhttp.HandlerOpts{}),
+	})
 }
 
-// cors lets browsers of any origin use the relay with a key, as New API does. The management API refuses cross-site writes by itself.
-func cors(next echo.HandlerFunc) echo.HandlerFunc {
-	return func(c echo.Context) error {
-		origin := c.Request().Header.Get("Origin")
-		if origin == "" {
-			return next(c)
-		}
-		h := c.Response().Header()
-		h.Set("Access-Control-Allow-Origin", "*")
-		if c.Request().Method == http.MethodOptions && c.Request().Header.Get("Access-Control-Request-Method") != "" {
-			h.Set("Access-Control-Allow-Methods", "GET,POST,PUT,PATCH,DELETE,OPTIONS")
-			allowed := c.Request().Header.Get("Access-Control-Request-Headers")
-			if allowed == "" {
-				allowed = "*"
-			}
-			h.Set("Access-Control-Allow-Headers", allowed)
-			h.Set("Access-Control-Max-Age", "43200")
-			return c.NoContent(http.StatusNoContent)
-		}
-		return next(c)
-	}
-}
-
-// unmatched answers what no route took. A slave sends browsers to FRONTEND_BASE_URL.
-func (n *node) unmatched(err error, c echo.Context) {
-	if c.Response().Committed {
-		return
-	}
-	status := http.StatusInternalServerError
-	var he *echo.HTTPError
-	if errors.As(err, &he) {
-		status = he.Code
-	}
-	if status == http.StatusNotFound && n.cfg.FrontendURL != "" && !n.cfg.master() {
-		_ = c.Redirect(http.StatusMovedPermanently, n.cfg.FrontendURL+c.Request().RequestURI)
-		return
-	}
-	message := "Invalid URL (" + c.Request().Method + " " + c.Request().URL.Path + ")"
-	if status != http.StatusNotFound && status != http.StatusMethodNotAllowed {
-		n.log.Error("a request failed", "path", c.Request().URL.Path, "error", err)
-		message = "internal error"
-	}
-	_ = c.JSON(status, map[string]any{"error": map[string]any{
-		"message": message, "type": "invalid_request_error", "param": "", "code": "",
-	}})
-}
-
-// readyz reports whether the node can serve requests: the catalog is loaded, the journal can be written, some epoch is open, and no
-// partition of a consumer is stopped.
-func (n *node) readyz(c echo.Context) error {
-	problems := n.problems()
-	if len(problems) > 0 {
-		return c.JSON(http.StatusServiceUnavailable, map[string]any{"ready": false, "problems": problems})
-	}
-	return c.JSON(http.StatusOK, map[string]any{"ready": true})
-}
-
+// problems names what keeps the node from serving: the catalog is not loaded, the journal cannot be written, an epoch is not
+// open, or a partition of a consumer is stopped.
 func (n *node) problems() []string {
 	var out []string
 	if err := n.catalog.Ready(); err != nil {
