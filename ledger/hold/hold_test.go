@@ -25,3 +25,23 @@ func connect(t testing.TB, url string) *hold.Redis {
 	t.Cleanup(func() { _ = r.Close() })
 	return r
 }
+
+// TestSame holds the twin against a real Redis, step by step.
+func TestSame(t *testing.T) {
+	const histories = 1000
+	local, remote := hold.NewLocal(), connect(t, ledgertest.Redis(t))
+	for seed := range uint64(histories) {
+		ledgertest.SameCounters(t, seed, int(seed), local, remote)
+	}
+}
+
+// TestWorld looks for an overspend.
+func TestWorld(t *testing.T) {
+	local, remote := hold.NewLocal(), connect(t, ledgertest.Redis(t))
+	for seed := range uint64(1000) {
+		ledgertest.CountersWorld(t, seed, int(seed), local)
+	}
+	for seed := range uint64(20) {
+		ledgertest.CountersWorld(t, seed, int(seed), remote)
+	}
+}

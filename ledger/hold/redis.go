@@ -58,6 +58,7 @@ type RedisConfig struct {
 // Redis is the counters in Redis. It is safe for concurrent use.
 type Redis struct {
 	client  redis.UniversalClient
+	cluster bool // partitions lie on several servers
 	prefix  string
 	log     *slog.Logger
 	calls   *combiner
@@ -77,6 +78,7 @@ func NewRedis(cfg RedisConfig) (*Redis, error) {
 	if strings.ContainsAny(r.prefix, "{}") {
 		return nil, errors.New("configure redis: the key prefix may not contain braces: they mark the hash tag")
 	}
+	_, r.cluster = r.client.(*redis.ClusterClient)
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -184,10 +186,11 @@ var (
 
 // request is one run of a script and, afterwards, its answer.
 type request struct {
-	partition int
-	args      []any
-	reply     []any
-	err       error
+	partitions []int
+	args       []any
+	calls      int // of callsScript
+	reply      []any
+	err        error
 }
 
 // exec runs a script for each request in one pipeline. What failed, and may do better the second time, is sent once more with
@@ -212,9 +215,12 @@ func (r *Redis) attempt(ctx context.Context, timeout time.Duration, command, scr
 	pipe := r.client.Pipeline()
 	commands := make([]*redis.Cmd, len(requests))
 	for i, q := range requests {
-		args := make([]any, 0, 4+len(q.args))
-		args = append(append(args, command, script, 1, r.key(q.partition)), q.args...)
-		commands[i] = pipe.Do(ctx, args...)
+		args := make([]any, 0, 3+len(q.partitions)+len(q.args))
+		args = append(args, command, script, len(q.partitions))
+		for _, partition := range q.partitions {
+			args = append(args, r.key(partition))
+		}
+		commands[i] = pipe.Do(ctx, append(args, q.args...)...)
 	}
 	_, err := pipe.Exec(ctx)
 	for i, q := range requests {
@@ -236,7 +242,7 @@ func repeatable(err error) bool {
 
 // run executes one script once, as exec does.
 func (r *Redis) run(ctx context.Context, s *script, partition int, args ...any) ([]any, error) {
-	q := &request{partition: partition, args: args}
+	q := &request{partitions: []int{partition}, args: args}
 	r.exec(ctx, ControlTimeout, s, []*request{q})
 	return q.reply, q.err
 }

@@ -1,8 +1,10 @@
 package hold
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"ledgerline/ledger"
 )
@@ -19,36 +21,43 @@ func (r *Redis) send(ctx context.Context, calls ...*call) error {
 	return r.calls.do(ctx, calls...)
 }
 
-// fly makes one trip: one script per partition, in one pipeline. It does not end with the context of the caller whose turn it
-// is, because it carries others' calls too.
+// fly makes one trip: one script for all that one server answers for, in one pipeline. It does not end with the context of
+// the caller whose turn it is, because it carries others' calls too.
 func (r *Redis) fly(calls []*call) {
+	slices.SortStableFunc(calls, func(a, b *call) int { return cmp.Compare(a.partition, b.partition) })
 	var requests []*request
-	owners := map[int]*request{}
-	for _, c := range calls {
-		q := owners[c.partition]
-		if q == nil {
-			q = &request{partition: c.partition}
-			owners[c.partition] = q
-			requests = append(requests, q)
+	for rest := calls; len(rest) > 0; {
+		n := 1
+		for n < len(rest) && rest[n].partition == rest[0].partition {
+			n++
 		}
-		q.args = append(q.args, c.packed)
+		if len(requests) == 0 || r.cluster {
+			requests = append(requests, &request{})
+		}
+		q := requests[len(requests)-1]
+		q.partitions = append(q.partitions, rest[0].partition)
+		q.args = append(q.args, n)
+		for _, c := range rest[:n] {
+			q.args = append(q.args, c.packed)
+		}
+		q.calls += n
+		rest = rest[n:]
 	}
 	r.exec(context.Background(), TripTimeout, callsScript, requests)
-	next := map[*request]int{}
-	for _, c := range calls {
-		q := owners[c.partition]
-		if c.err = q.err; c.err != nil {
-			continue
+	for _, q := range requests {
+		for n, c := range calls[:q.calls] {
+			if c.err = q.err; c.err != nil {
+				continue
+			}
+			var ok bool
+			if n < len(q.reply) {
+				c.reply, ok = q.reply[n].([]any)
+			}
+			if !ok {
+				c.err = errNoReply
+			}
 		}
-		reply, ok := []any(nil), false
-		if n := next[q]; n < len(q.reply) {
-			reply, ok = q.reply[n].([]any)
-		}
-		if !ok {
-			c.err = errNoReply
-		}
-		c.reply = reply
-		next[q]++
+		calls = calls[q.calls:]
 	}
 }
 

@@ -16,7 +16,7 @@ func (r *Redis) State(ctx context.Context, partitions ...int) ([]ledger.Counters
 		if err := checkPartition(partition); err != nil {
 			return nil, fmt.Errorf("read the state of counters: %w", err)
 		}
-		requests[i] = &request{partition: partition}
+		requests[i] = &request{partitions: []int{partition}}
 	}
 	if len(requests) == 0 {
 		return nil, nil
@@ -26,10 +26,10 @@ func (r *Redis) State(ctx context.Context, partitions ...int) ([]ledger.Counters
 	for i, q := range requests {
 		err := q.err
 		if err == nil {
-			states[i], err = decodeState(q.partition, q.reply)
+			states[i], err = decodeState(partitions[i], q.reply)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read the state of counters of partition %d: %w", q.partition, err)
+			return nil, fmt.Errorf("read the state of counters of partition %d: %w", partitions[i], err)
 		}
 	}
 	return states, nil

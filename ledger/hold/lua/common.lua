@@ -1,4 +1,4 @@
--- Prepended to every script of a partition's counters. KEYS[1] is PREFIX{pN}:c; all other keys share its hash tag.
+-- Prepended to every script. KEYS[1] is PREFIX{pN}:c of a partition; its other keys share the hash tag and are derived.
 --   c  hash      epoch, open (0/1), floor, done, run (the server's run_id when the epoch began)
 --   a  hash      "u7" or "t9" -> one RECORD: six little-endian int64: granted, charged, settled, held, open holds,
 --                at (the offset at which it was loaded, -1 until then)
@@ -6,8 +6,17 @@
 --   h:INCARNATION  hash  hold id (16 bytes) -> amount (int64), user account, token account ("" if not held)
 -- Lua computes in doubles. Balances are kept as two limbs of 32 bits, so that they stay exact int64 (L8); what is compared is
 -- at most 2^53 on one side, where rounding the other side cannot turn the comparison.
-local base = string.sub(KEYS[1], 1, -2)
-local counters_key, accounts_key, incarnations_key = KEYS[1], base .. 'a', base .. 'i'
+local base, counters_key, accounts_key, incarnations_key
+-- The records of the partition at hand: read once, written once.
+local records, dirty
+
+local function enter(key)
+  base = string.sub(key, 1, -2)
+  counters_key, accounts_key, incarnations_key = key, base .. 'a', base .. 'i'
+  records, dirty = {}, {}
+end
+
+enter(KEYS[1])
 
 local LIMB = 4294967296
 local MAX_UNITS = 9007199254740991
@@ -50,9 +59,6 @@ local function available(rec)
   return math.max(-MAX_UNITS, math.min(MAX_UNITS, left))
 end
 
--- The records of this call: read once, written once.
-local records, dirty = {}, {}
-
 local function record(field)
   local rec = records[field]
   if not rec then
@@ -88,29 +94,32 @@ local function join(incarnation, flags)
   return flags
 end
 
+local function take(field, lo, hi)
+  local rec = change(field)
+  add(rec, HELD, lo, hi)
+  add(rec, OPEN, 1, 0)
+end
+
 local function hold(incarnation, id, lo, hi, user, token)
   redis.call('HSET', holds_key(incarnation), id, struct.pack('<I4i4ss', lo, hi, user, token))
-  for _, field in ipairs({ user, token }) do
-    if field ~= '' then
-      local rec = change(field)
-      add(rec, HELD, lo, hi)
-      add(rec, OPEN, 1, 0)
-    end
-  end
+  take(user, lo, hi)
+  if token ~= '' then take(token, lo, hi) end
+end
+
+local function give_back(field, lo, hi)
+  local rec = change(field)
+  subtract(rec, HELD, lo, hi)
+  subtract(rec, OPEN, 1, 0)
 end
 
 -- Takes a hold out of its accounts; returns them, or nothing if there is no such hold.
 local function release(incarnation, id)
-  local value = redis.call('HGET', holds_key(incarnation), id)
+  local key = holds_key(incarnation)
+  local value = redis.call('HGET', key, id)
   if not value then return end
-  redis.call('HDEL', holds_key(incarnation), id)
+  redis.call('HDEL', key, id)
   local lo, hi, user, token = struct.unpack('<I4i4ss', value)
-  local fields = { user }
-  if token ~= '' then fields[2] = token end
-  for _, field in ipairs(fields) do
-    local rec = change(field)
-    subtract(rec, HELD, lo, hi)
-    subtract(rec, OPEN, 1, 0)
-  end
-  return fields
+  give_back(user, lo, hi)
+  if token ~= '' then give_back(token, lo, hi) end
+  return user, token
 end
