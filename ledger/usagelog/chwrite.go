@@ -23,27 +23,51 @@ const (
 )
 
 // Append implements Writer.
-func (c *ClickHouse) Append(ctx context.Context, b Batch) error {
-	for rows := b.Rows; len(rows) > 0; {
-		n := insertable(rows)
-		part := rows[:n]
-		if err := c.insert(ctx, "ledger_usage", usageColumns, tokenOf(part), func(batch driver.Batch) error { return fillUsage(batch, part) }); err != nil {
-			return fmt.Errorf("append to usage log: %w", err)
-		}
-		if err := c.insert(ctx, "ledger_events", "part, log_gen, log_offset, created_at, event", tokenOf(part),
-			func(batch driver.Batch) error { return fillEvents(batch, part) }); err != nil {
-			return fmt.Errorf("append to usage log: %w", err)
-		}
-		rows = rows[n:]
-	}
-	if err := c.insertDead(ctx, b.Dead); err != nil {
-		return fmt.Errorf("append to usage log: %w", err)
-	}
-	// The commit point: everything below the position is stored by now.
-	if err := c.storePosition(ctx, b.Partition, b.Position); err != nil {
+func (c *ClickHouse) Append(ctx context.Context, batches ...Batch) error {
+	if err := c.append(ctx, batches); err != nil {
 		return fmt.Errorf("append to usage log: %w", err)
 	}
 	return nil
+}
+
+func (c *ClickHouse) append(ctx context.Context, batches []Batch) error {
+	rows, dead := joined(batches)
+	for len(rows) > 0 {
+		part := rows[:insertable(rows)]
+		rows = rows[len(part):]
+		token := tokenOf(part)
+		err := c.insert(ctx, "ledger_usage", usageColumns, token, func(b driver.Batch) error { return fillUsage(b, part) })
+		if err != nil {
+			return err
+		}
+		err = c.insert(ctx, "ledger_events", "part, log_gen, log_offset, created_at, event", token,
+			func(b driver.Batch) error { return fillEvents(b, part) })
+		if err != nil {
+			return err
+		}
+	}
+	if err := c.insertDead(ctx, dead); err != nil {
+		return err
+	}
+	// The commit point: everything below the positions is stored by now.
+	return c.storePositions(ctx, batches)
+}
+
+// joined puts the batches together, for one INSERT: each makes a part that must be merged later, and few large ones are
+// much cheaper.
+func joined(batches []Batch) (rows []Row, dead []DeadLetter) {
+	if len(batches) == 1 {
+		return batches[0].Rows, batches[0].Dead
+	}
+	n := 0
+	for _, b := range batches {
+		n += len(b.Rows)
+	}
+	rows = make([]Row, 0, n)
+	for _, b := range batches {
+		rows, dead = append(rows, b.Rows...), append(dead, b.Dead...)
+	}
+	return rows, dead
 }
 
 // insertable returns how many of the rows fit one INSERT, at least one.
@@ -192,10 +216,17 @@ func (c *ClickHouse) insertDead(ctx context.Context, dead []DeadLetter) error {
 	})
 }
 
-func (c *ClickHouse) storePosition(ctx context.Context, partition int, p Position) error {
+func (c *ClickHouse) storePositions(ctx context.Context, batches []Batch) error {
 	return c.insert(ctx, "ledger_usage_positions", "part, log_gen, next_offset, last_offset, last_event, updated_at", "",
 		func(batch driver.Batch) error {
-			return batch.Append(uint16(partition), uint16(p.Log), p.Offset, p.LastOffset, uuid.UUID(p.LastEvent), c.now().UnixMilli())
+			for _, b := range batches {
+				p := b.Position
+				err := batch.Append(uint16(b.Partition), uint16(p.Log), p.Offset, p.LastOffset, uuid.UUID(p.LastEvent), c.now().UnixMilli())
+				if err != nil {
+					return err
+				}
+			}
+			return nil
 		})
 }
 
@@ -226,7 +257,7 @@ func (c *ClickHouse) Position(ctx context.Context, partition int) (Position, err
 func (c *ClickHouse) AdoptLog(ctx context.Context, partition int, offset int64) error {
 	have, err := c.Position(ctx, partition)
 	if err == nil {
-		err = c.storePosition(ctx, partition, Position{Log: have.Log + 1, Offset: offset, LastOffset: -1})
+		err = c.storePositions(ctx, []Batch{{Partition: partition, Position: Position{Log: have.Log + 1, Offset: offset, LastOffset: -1}}})
 	}
 	if err != nil {
 		return fmt.Errorf("adopt log: %w", err)

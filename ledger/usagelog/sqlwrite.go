@@ -49,26 +49,35 @@ const (
 )
 
 // Append implements Writer: one transaction.
-func (s *SQL) Append(ctx context.Context, b Batch) error {
+func (s *SQL) Append(ctx context.Context, batches ...Batch) error {
 	err := s.transaction(ctx, func(tx *sql.Tx) error {
-		if err := s.insertRows(ctx, tx, &b); err != nil {
-			return fmt.Errorf("insert rows: %w", err)
-		}
-		if err := s.insertEvents(ctx, tx, &b); err != nil {
-			return fmt.Errorf("insert events: %w", err)
-		}
-		for _, d := range b.Dead {
-			if err := s.insertDead(ctx, tx, &d); err != nil {
-				return fmt.Errorf("insert dead letter: %w", err)
+		for i := range batches {
+			if err := s.appendBatch(ctx, tx, &batches[i]); err != nil {
+				return err
 			}
-		}
-		if err := s.storePosition(ctx, tx, b.Partition, b.Position); err != nil {
-			return fmt.Errorf("store position: %w", err)
 		}
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("append to usage log: %w", err)
+	}
+	return nil
+}
+
+func (s *SQL) appendBatch(ctx context.Context, tx *sql.Tx, b *Batch) error {
+	if err := s.insertRows(ctx, tx, b); err != nil {
+		return fmt.Errorf("insert rows: %w", err)
+	}
+	if err := s.insertEvents(ctx, tx, b); err != nil {
+		return fmt.Errorf("insert events: %w", err)
+	}
+	for _, d := range b.Dead {
+		if err := s.insertDead(ctx, tx, &d); err != nil {
+			return fmt.Errorf("insert dead letter: %w", err)
+		}
+	}
+	if err := s.storePosition(ctx, tx, b.Partition, b.Position); err != nil {
+		return fmt.Errorf("store position: %w", err)
 	}
 	return nil
 }

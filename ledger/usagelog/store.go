@@ -32,7 +32,7 @@ type Position struct {
 	At         time.Time // when it was stored; informative
 }
 
-// Batch is what one call of Append stores: rows and dead letters of one partition, and the position after them.
+// Batch is a stretch of one partition: its rows, its dead letters, and the position after them.
 type Batch struct {
 	Partition int
 	Rows      []Row // Partition and Log are those of the batch; any order
@@ -50,9 +50,10 @@ type DeadLetter struct {
 
 // Writer is what the usage-log consumer needs.
 type Writer interface {
-	// Append stores a batch: rows and dead letters first, its position last. It may be repeated, and two writers may
-	// append overlapping batches: rows are known by event id, the one at the lowest place stays.
-	Append(ctx context.Context, b Batch) error
+	// Append stores batches of different partitions: rows and dead letters first, the positions last. It may be repeated,
+	// and two writers may append overlapping batches: rows are known by event id, the one at the lowest place stays. After
+	// an error any part of it may have been stored, but no position before what it stands for.
+	Append(ctx context.Context, batches ...Batch) error
 	// Position returns the position of a partition; the zero Position with LastOffset -1 if nothing was stored yet.
 	Position(ctx context.Context, partition int) (Position, error)
 	// AdoptLog makes offset of a new log (the topic was recreated, say) the position. Rows of the log before stay.
