@@ -147,7 +147,8 @@ func (tx *Tx) each(ctx context.Context, query string, args []any, fn func(scan f
 	return rows.Err()
 }
 
-// savepoint runs fn so that, if it fails, nothing of it remains in the transaction.
+// savepoint runs fn so that, if it fails, nothing of it remains in the transaction. If it cannot be undone, the error is
+// that alone: fn's own error must not be mistaken for one whose effects are gone.
 func (tx *Tx) savepoint(ctx context.Context, fn func() error) error {
 	if _, err := tx.Exec(ctx, "SAVEPOINT ledgerline"); err != nil {
 		return err
@@ -158,7 +159,7 @@ func (tx *Tx) savepoint(ctx context.Context, fn func() error) error {
 		return err
 	}
 	if _, rollback := tx.Exec(ctx, "ROLLBACK TO SAVEPOINT ledgerline"); rollback != nil {
-		return errors.Join(err, fmt.Errorf("roll back to savepoint: %w", rollback))
+		return fmt.Errorf("roll back to savepoint: %w (after: %v)", rollback, err) //nolint:errorlint // see above
 	}
 	return err
 }
