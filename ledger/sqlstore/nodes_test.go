@@ -1,0 +1,232 @@
+package sqlstore
+
+import (
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"ledgerline/ledger"
+)
+
+// clock is a store's clock in the hands of a test.
+func clock(s *Store) *time.Time {
+	now := time.UnixMilli(1_800_000_000_000)
+	s.now = func() time.Time { return now }
+	return &now
+}
+
+func TestEpochNumbersOnlyRise(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		now := clock(s)
+		allocate := func(atLeast uint64) uint64 {
+			t.Helper()
+			epoch, offset, err := s.AllocateEpoch(ctx, 1, atLeast)
+			if must(t, err); offset != 0 {
+				t.Errorf("offset %d", offset)
+			}
+			return epoch
+		}
+		ms := uint64(now.UnixMilli())
+		if e := allocate(0); e != ms+1 {
+			t.Errorf("first %d", e)
+		}
+		if e := allocate(0); e != ms+2 {
+			t.Errorf("above MySQL's: %d", e)
+		}
+		if e := allocate(ms + 50); e != ms+51 {
+			t.Errorf("above Redis's: %d", e)
+		}
+		*now = now.Add(-time.Hour)
+		if e := allocate(0); e != ms+52 {
+			t.Errorf("a clock that went back: %d", e)
+		}
+		if _, _, err := s.AllocateEpoch(ctx, 99, 0); !errors.Is(err, ErrNotFound) {
+			t.Errorf("unknown partition: %v", err)
+		}
+
+		rec := ledger.EpochRecord{Partition: 1, Epoch: 7, End: 100, Reporters: []ledger.ID{id(1), id(2)}, OpenedAt: *now}
+		must(t, s.StoreEpoch(ctx, rec))
+		zombie := rec
+		zombie.End, zombie.Reporters = 90, nil
+		must(t, s.StoreEpoch(ctx, zombie))
+		later := ledger.EpochRecord{Partition: 1, Epoch: 9, End: 100, Reporters: []ledger.ID{}, OpenedAt: *now}
+		must(t, s.StoreEpoch(ctx, later))
+		must(t, s.StoreEpoch(ctx, ledger.EpochRecord{Partition: 2, Epoch: 8, OpenedAt: *now}))
+		diff(t, "epochs", value[[]ledger.EpochRecord](t)(s.Epochs(ctx, 1)), []ledger.EpochRecord{rec, later})
+		if n := len(value[[]ledger.EpochRecord](t)(s.Epochs(ctx, -1))); n != 3 {
+			t.Errorf("%d epochs in all", n)
+		}
+	})
+}
+
+func TestProducersLifeCycle(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		now := clock(s)
+		a := Producer{ID: id(1), Node: "n1", Addr: "h:1", Version: "v1"}
+		must(t, s.RegisterProducer(ctx, a))
+		must(t, s.RegisterProducer(ctx, a))
+		must(t, s.RegisterProducer(ctx, Producer{ID: id(2), Node: "n2"}))
+		if lost := value[[]ledger.ID](t)(s.Heartbeat(ctx, id(1), id(2), id(3))); len(lost) != 1 || lost[0] != id(3) {
+			t.Errorf("lost %v", lost)
+		}
+		a.State, a.Beat, a.StartedAt, a.UpdatedAt = ProducerLive, 1, *now, *now
+		diff(t, "producer", value[[]Producer](t)(s.Producers(ctx))[0], a)
+		if ok, err := s.GiveUp(ctx, id(1), 0); ok || err != nil {
+			t.Errorf("given up by an old beat: %v %v", ok, err)
+		}
+		if ok, err := s.GiveUp(ctx, id(1), 1); !ok || err != nil {
+			t.Errorf("not given up: %v %v", ok, err)
+		}
+		if lost := value[[]ledger.ID](t)(s.Heartbeat(ctx, id(1))); len(lost) != 1 {
+			t.Error("a producer that was given up beats on")
+		}
+		must(t, s.CloseProducer(ctx, id(1)))
+		if err := s.RegisterProducer(ctx, a); !errors.Is(err, ErrExists) {
+			t.Errorf("a closed producer registered: %v", err)
+		}
+		if err := s.CloseProducer(ctx, id(9)); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%v", err)
+		}
+		l := newLog(0)
+		l.add(id(1), usage(userIn(0, 0), 0, 0, 1))
+		l.add(id(2), usage(userIn(0, 0), 0, 0, 1))
+		l.flush(t, s)
+		if n := value[int](t)(s.PruneProducers(ctx, *now)); n != 0 {
+			t.Errorf("%d pruned too early", n)
+		}
+		if n := value[int](t)(s.PruneProducers(ctx, now.Add(time.Second))); n != 1 {
+			t.Errorf("%d pruned", n)
+		}
+		if n := number(t, s, "SELECT COUNT(*) FROM ledger_watermarks"); n != 1 {
+			t.Errorf("%d marks left", n)
+		}
+	})
+}
+
+func TestOutboxLeasesAndMovesAgain(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		now := clock(s)
+		pending := func() int { t.Helper(); return len(value[[]OutboxRow](t)(s.OutboxPending(ctx, 10))) }
+		add := func(key string) error {
+			return s.Tx(ctx, func(tx *Tx) error {
+				_, err := tx.Outbox(ctx, ledger.Event{Kind: ledger.KindCreditGranted, User: 7, Granted: 5}, key)
+				return err
+			})
+		}
+		must(t, add("admin:x:7"))
+		must(t, add("admin:X:7")) // keys differ by case
+		for _, key := range []string{"admin:x:7"} {
+			if err := add(key); !errors.Is(err, ErrExists) {
+				t.Errorf("%s again: %v", key, err)
+			}
+		}
+		if err := add("admin:x"); err == nil {
+			t.Error("a key without its user is accepted")
+		}
+		if _, _, err := s.OutboxBacklog(ctx); err != nil {
+			t.Error(err)
+		}
+		rows := value[[]OutboxRow](t)(s.OutboxPending(ctx, 10))
+		if len(rows) != 2 {
+			t.Fatalf("%d rows", len(rows))
+		}
+		e := rows[0].Event
+		if e.ID.IsZero() || e.Version != 1 || e.Key != rows[0].Key || e.Time != now.UnixMilli() || !e.Producer.IsZero() {
+			t.Errorf("%+v", e)
+		}
+		if n := pending(); n != 0 {
+			t.Errorf("%d rows while they are leased", n)
+		}
+		*now = now.Add(outboxLease)
+		if n := pending(); n != 2 {
+			t.Errorf("%d rows after the lease", n)
+		}
+		must(t, s.OutboxMoved(ctx, rows[0].Key))
+		*now = now.Add(outboxLease)
+		if n := pending(); n != 1 {
+			t.Errorf("%d rows after one was moved", n)
+		}
+		*now = now.Add(outboxAgain)
+		again := value[[]OutboxRow](t)(s.OutboxPending(ctx, 10))
+		if len(again) != 2 {
+			t.Errorf("%d rows a minute later", len(again))
+		}
+		diff(t, "the same event", again[0], rows[0], cmpopts.EquateEmpty())
+		if n, oldest, err := s.OutboxBacklog(ctx); n != 2 || oldest.IsZero() || err != nil {
+			t.Errorf("backlog %d %v %v", n, oldest, err)
+		}
+		p := ledger.Partition(7, testPartitions)
+		l := newLog(p)
+		l.add(id(1), rows[0].Event)
+		l.flush(t, s)
+		must(t, s.OutboxMoved(ctx, rows[0].Key)) // too late: it stays applied
+		if ok := value[bool](t)(s.OutboxApplied(ctx, rows[0].Key)); !ok {
+			t.Error("not applied")
+		}
+		if _, err := s.OutboxApplied(ctx, "no:7"); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// Numbers of the change log become visible in order, however the writers overlap.
+func TestChangesAreSeenInOrder(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for range 10 {
+					if err := s.Tx(ctx, func(tx *Tx) error {
+						tx.Changed("user", 1)
+						tx.Changed("token", 2)
+						return nil
+					}); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		done := make(chan struct{})
+		go func() { wg.Wait(); close(done) }()
+		var seen int64
+		for running := true; running; {
+			select {
+			case <-done:
+				running = false
+			default:
+			}
+			for _, c := range value[[]Change](t)(s.Changes(ctx, seen, 1000)) {
+				if c.Seq != seen+1 {
+					t.Fatalf("change %d after %d", c.Seq, seen)
+				}
+				seen = c.Seq
+			}
+		}
+		if last := value[int64](t)(s.LastChange(ctx)); seen != 160 || last != 160 {
+			t.Errorf("saw %d, last %d", seen, last)
+		}
+		if n := value[int](t)(s.PruneChanges(ctx, time.Now().Add(time.Hour))); n != 160 {
+			t.Errorf("%d pruned", n)
+		}
+		if last := value[int64](t)(s.LastChange(ctx)); last != 160 {
+			t.Errorf("last %d after pruning", last)
+		}
+	})
+}
+
+func TestAdoptLog(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		l := newLog(0)
+		l.add(id(1), usage(userIn(0, 0), 0, 0, 1))
+		l.flush(t, s)
+		must(t, s.AdoptLog(t.Context(), 0, 40))
+		diff(t, "position", value[PartitionState](t)(s.Partition(t.Context(), 0)), PartitionState{Offset: 40, LastFrom: 40, LastTo: 40, LastOffset: -1})
+	})
+}
