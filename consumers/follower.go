@@ -137,33 +137,48 @@ func (f *follower) take(ctx context.Context, batch eventlog.Batch) error {
 	}
 	f.bytes += batch.Bytes
 	total := f.r.buffered.Add(int64(batch.Bytes))
-	urgent := false
-	for i := range batch.Records {
-		record := &batch.Records[i]
+	records, urgent := batch.Records, false
+	var newer *ledger.Record
+	for i := range records {
+		record := &records[i]
+		if errors.Is(record.Err, ledger.ErrNewer) {
+			newer, records = record, records[:i]
+			break
+		}
 		if record.Err != nil {
-			if errors.Is(record.Err, ledger.ErrNewer) {
-				return errors.Join(f.flush(ctx), f.newer(record))
-			}
 			f.r.metrics.undecodable.Inc()
 		}
-		if len(f.pending) == 0 {
-			f.due = time.Now().Add(f.r.cfg.Interval)
-			f.r.set(f.partition, func(s *Status) { s.Oldest = made(record) })
-		}
-		f.pending = append(f.pending, *record)
-		f.reached = record.Offset + 1
 		urgent = urgent || f.r.cfg.Urgent(record)
+	}
+	for len(records) > 0 {
+		n := min(len(records), f.r.cfg.MaxRecords-len(f.pending))
+		f.add(records[:n:n])
+		records = records[n:]
 		if len(f.pending) >= f.r.cfg.MaxRecords {
 			if err := f.flush(ctx); err != nil {
 				return err
 			}
 		}
 	}
+	if newer != nil {
+		return errors.Join(f.flush(ctx), f.newer(newer))
+	}
 	f.reached = batch.Next
-	if len(f.pending) > 0 && (urgent || total > int64(f.r.cfg.MaxBuffered)) {
+	if urgent || total > int64(f.r.cfg.MaxBuffered) {
 		return f.flush(ctx)
 	}
 	return nil
+}
+
+func (f *follower) add(records []ledger.Record) {
+	if len(f.pending) == 0 {
+		f.due = time.Now().Add(f.r.cfg.Interval)
+		f.r.set(f.partition, func(s *Status) { s.Oldest = made(&records[0]) })
+		f.pending = records
+	} else {
+		f.pending = append(f.pending, records...)
+	}
+	f.reached = records[len(records)-1].Offset + 1
 }
 
 // made returns when the event of a record was made, or now if that is not known.

@@ -28,29 +28,30 @@ const (
 	DefaultInterval = 200 * time.Millisecond
 	// DefaultLookEvery is how often a Looker looks while nothing comes.
 	DefaultLookEvery = 100 * time.Millisecond
+	// DefaultRecheckEvery is how often a stopped partition is looked at again: somebody may have adopted the log, or dealt with
+	// the record in its way.
+	DefaultRecheckEvery = 10 * time.Second
 
 	retryMin = 100 * time.Millisecond // first pause after a failure
 	retryMax = 5 * time.Second        // longest pause between attempts
 
-	// recheckEvery is how often a stopped partition is looked at again: somebody may have adopted the log, or dealt with the
-	// record in its way.
-	recheckEvery = 10 * time.Second
 	// farewell bounds the last flush of a partition that is given away or of a process that stops.
 	farewell = 2 * time.Second
 )
 
 // Config says how a runner feeds its sink. Zero fields take the defaults.
 type Config struct {
-	Name        string // the projection, for logs, metrics and commands: "quota"
-	Group       string // the Kafka consumer group
-	Partitions  int    // P, as the ledger was created
-	MaxRecords  int    // records of one Apply
-	MaxBuffered int    // bytes waiting in all partitions together; more of them flush early
-	Interval    time.Duration
-	LookEvery   time.Duration
-	Urgent      func(*ledger.Record) bool // a record that must not wait for Interval; may be nil
-	Logger      *slog.Logger
-	Registerer  prometheus.Registerer // may be nil
+	Name         string // the projection, for logs, metrics and commands: "quota"
+	Group        string // the Kafka consumer group
+	Partitions   int    // P, as the ledger was created
+	MaxRecords   int    // records of one Apply
+	MaxBuffered  int    // bytes waiting in all partitions together; more of them flush early
+	Interval     time.Duration
+	LookEvery    time.Duration
+	RecheckEvery time.Duration             // of a stopped partition
+	Urgent       func(*ledger.Record) bool // a record that must not wait for Interval; may be nil
+	Logger       *slog.Logger
+	Registerer   prometheus.Registerer // may be nil
 }
 
 // Runner feeds one sink from the partitions that its consumer group gives it.
@@ -104,6 +105,9 @@ func NewRunner(client *eventlog.Client, sink Sink, cfg Config) (*Runner, error) 
 	}
 	if cfg.LookEvery <= 0 {
 		cfg.LookEvery = DefaultLookEvery
+	}
+	if cfg.RecheckEvery <= 0 {
+		cfg.RecheckEvery = DefaultRecheckEvery
 	}
 	if cfg.Urgent == nil {
 		cfg.Urgent = func(*ledger.Record) bool { return false }
@@ -189,7 +193,7 @@ func (r *Runner) own(ctx context.Context, partition int) {
 		case errors.Is(err, ErrFenced):
 			logger.Info("another consumer moved the position, reading it again")
 		case errors.As(err, &stopped):
-			wait = recheckEvery
+			wait = r.cfg.RecheckEvery
 			r.alarm(logger, partition, stopped)
 		default:
 			logger.Warn("consuming failed, trying again", "in", wait, "err", err)

@@ -3,6 +3,8 @@ package consumers_test
 import (
 	"context"
 	"errors"
+	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -10,9 +12,12 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/segmentio/kafka-go"
 
 	"ledgerline/consumers"
 	"ledgerline/ledger"
+	"ledgerline/ledger/eventlog"
+	"ledgerline/ledger/ledgertest"
 )
 
 func TestEveryRecordOnceThroughFailures(t *testing.T) {
@@ -272,4 +277,86 @@ func TestFlushesOnStop(t *testing.T) {
 		halt()
 		sink.checkOnce(t, 1, 3)
 	})
+}
+
+// The broker goes away for a while: consuming goes on where it was.
+func TestGoesOnAfterTheBrokerWasAway(t *testing.T) {
+	dir := t.TempDir()
+	broker, err := eventlog.StartEmbedded(eventlog.EmbeddedConfig{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := broker.Addr()
+	log := newLog(t, "events", 3, addr)
+	log.fill(50)
+	sink := &memorySink{store: newStore()}
+	runner, halt := log.start(sink, nil)
+	sink.waitAt(t, 3, 50)
+	broker.Close()
+	waitStatus(t, runner, func(s []consumers.Status) bool { return !running(s) || len(s) == 0 })
+	_, port, _ := net.SplitHostPort(addr)
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if broker, err = eventlog.StartEmbedded(eventlog.EmbeddedConfig{Dir: dir, Port: n}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(broker.Close)
+	log.direct.Transport.(*kafka.Transport).CloseIdleConnections()
+	log.fill(50)
+	sink.waitAt(t, 3, 100)
+	halt()
+	sink.checkOnce(t, 3, 100)
+}
+
+// A partition that is adopted goes on without a restart.
+func TestAdoptedPartitionGoesOn(t *testing.T) {
+	onEveryLog(t, 1, func(t *testing.T, log *testLog) {
+		log.fill(10)
+		sink := &memorySink{store: newStore()}
+		sink.positions[0] = consumers.Position{Offset: 99}
+		runner, _ := log.start(sink, func(c *consumers.Config) { c.RecheckEvery = 50 * time.Millisecond })
+		waitStatus(t, runner, func(s []consumers.Status) bool { return len(s) == 1 && s[0].State == consumers.StateStopped })
+		sink.mu.Lock()
+		sink.positions[0] = consumers.Position{}
+		sink.mu.Unlock()
+		sink.waitAt(t, 1, 10)
+		waitStatus(t, runner, running)
+		sink.checkOnce(t, 1, 10)
+	})
+}
+
+func TestRunnerConfiguration(t *testing.T) {
+	for name, cfg := range map[string]consumers.Config{
+		"no name":       {Group: "g", Partitions: 1},
+		"no group":      {Name: "n", Partitions: 1},
+		"no partitions": {Name: "n", Group: "g"},
+	} {
+		if _, err := consumers.NewRunner(nil, &memorySink{}, cfg); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// BenchmarkRunner feeds a sink that does nothing, from the embedded broker, whose own work is in the figure.
+func BenchmarkRunner(b *testing.B) {
+	broker, err := eventlog.StartEmbedded(eventlog.EmbeddedConfig{Dir: b.TempDir()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer broker.Close()
+	const perPartition, partitions = 20_000, 4
+	log := newLog(b, "events", partitions, broker.Addr())
+	for range perPartition / 1000 {
+		log.fill(1000)
+	}
+	for b.Loop() {
+		log.group = ledgertest.UniqueName("group")
+		sink := &memorySink{store: newStore()}
+		_, halt := log.start(sink, func(c *consumers.Config) { c.Logger = nil })
+		sink.waitAt(b, partitions, perPartition)
+		halt()
+	}
+	b.ReportMetric(float64(b.N)*perPartition*partitions/b.Elapsed().Seconds(), "events/s")
 }
