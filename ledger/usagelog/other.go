@@ -2,6 +2,7 @@ package usagelog
 
 import (
 	"encoding/json"
+	"math/big"
 	"strconv"
 
 	"ledgerline/ledger"
@@ -65,10 +66,9 @@ func (o *object) usage(e *ledger.Event) {
 		o.number("frt", -1000) // New API's mark for "not measured"
 	}
 	o.decimal("group_ratio", r.GroupRatio, "1")
-	if u.ImageIn != 0 || u.ImageOut != 0 {
+	if u.ImageIn != 0 {
 		o.flag("image")
-		o.count("image_input", u.ImageIn)
-		o.count("image_output", u.ImageOut)
+		o.number("image_output", u.ImageIn) // New API's name for images in the input
 		o.decimal("image_ratio", r.ImageRatio, "1")
 	}
 	if q.Sent != "" && q.Sent != q.Model {
@@ -78,6 +78,10 @@ func (o *object) usage(e *ledger.Event) {
 	o.decimal("model_price", r.ModelPrice, "-1")
 	o.decimal("model_ratio", r.ModelRatio, "0")
 	o.text("request_path", q.Endpoint)
+	if isAudio(r, u) {
+		o.number("text_input", max(u.Prompt-u.AudioIn, 0))
+		o.number("text_output", max(u.Completion-u.AudioOut, 0))
+	}
 	o.tools(r.Tools)
 	if q.Sent != "" && q.Sent != q.Model {
 		o.text("upstream_model_name", q.Sent)
@@ -131,14 +135,18 @@ func (o *object) admin(e *ledger.Event) {
 	o.buf = append(o.buf, '}')
 }
 
+// isAudio reports whether the answer was priced by the four prices of audio models.
+func isAudio(r *ledger.Rating, u *ledger.Usage) bool {
+	return (u.AudioIn != 0 || u.AudioOut != 0) && r.AudioInPrice == ""
+}
+
 func (o *object) audio(r *ledger.Rating, u *ledger.Usage) {
 	switch {
-	case u.AudioIn == 0 && u.AudioOut == 0:
-	case r.AudioInPrice != "":
+	case u.AudioIn != 0 && r.AudioInPrice != "":
 		o.decimal("audio_input_price", r.AudioInPrice, "0")
 		o.flag("audio_input_seperate_price") // New API's spelling
 		o.number("audio_input_token_count", u.AudioIn)
-	default:
+	case isAudio(r, u):
 		o.flag("audio")
 		o.decimal("audio_completion_ratio", r.AudioOutRatio, "1")
 		o.number("audio_input", u.AudioIn)
@@ -148,8 +156,14 @@ func (o *object) audio(r *ledger.Rating, u *ledger.Usage) {
 }
 
 func (o *object) cache(r *ledger.Rating, u *ledger.Usage) {
-	if u.CacheWrite != 0 {
+	if u.CacheWrite != 0 || u.Semantics == ledger.SemanticsAnthropic {
 		o.decimal("cache_creation_ratio", r.CacheWriteRatio, "1")
+		if u.CacheWrite1h != 0 {
+			o.decimal("cache_creation_ratio_1h", hourRatio(r.CacheWriteRatio), "1.6")
+		}
+		if u.CacheWrite5m != 0 {
+			o.decimal("cache_creation_ratio_5m", r.CacheWriteRatio, "1")
+		}
 		o.number("cache_creation_tokens", u.CacheWrite)
 		o.count("cache_creation_tokens_1h", u.CacheWrite1h)
 		o.count("cache_creation_tokens_5m", u.CacheWrite5m)
@@ -161,6 +175,23 @@ func (o *object) cache(r *ledger.Rating, u *ledger.Usage) {
 		o.flag("claude")
 	}
 }
+
+// hourRatio is the ratio of tokens that are written to the cache for an hour: New API's fixed multiple of the usual one.
+func hourRatio(ratio string) string {
+	if !isNumber(ratio) || len(ratio) > maxRatioBytes {
+		return ""
+	}
+	r, ok := new(big.Rat).SetString(ratio)
+	if !ok {
+		return ""
+	}
+	r.Mul(r, big.NewRat(8, 5))
+	digits, _ := r.FloatPrec() // a decimal times 1.6 is a decimal
+	return r.FloatString(digits)
+}
+
+// maxRatioBytes bounds a ratio that is worked with (L7): a ratio has a few digits.
+const maxRatioBytes = 64
 
 func (o *object) tools(tools []ledger.ToolPrice) {
 	if len(tools) == 0 {
