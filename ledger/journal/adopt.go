@@ -141,3 +141,6 @@ func (j *Journal) adopt() (Recovered, error) {
 	j.noteDamage(r.out.Damage...)
 	return r.finish(), nil
 }
+
+// Total returns the hold's total in quota units as last known: opened, reopened or extended.
+func (o *OpenState) Total() int64 { return max(o.Amount, o.Slot.Total) }

@@ -104,8 +104,8 @@ func TestFailedFsyncIsRepaired(t *testing.T) {
 		if len(rec.Opens) != 0 || len(rec.Releases) != 1 {
 			t.Fatalf("recovered %+v", rec)
 		}
-		if got := drain(t, again); len(got) != 1 {
-			t.Fatalf("shipped %d", len(got))
+		if got, err := again.Next(t.Context(), 9); err != nil || len(got) != 1 {
+			t.Fatalf("shipped %v, %v", got, err)
 		}
 		disk.PowerLoss()
 		_, rec = adopt(t, config(disk.Process()))
@@ -464,4 +464,111 @@ func TestAwaitAcked(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// TestUnreadableSegment: a disk that forgets what it had is noticed when the shipper reads it back, and not written to any more.
+func TestUnreadableSegment(t *testing.T) {
+	disk := journaltest.NewDisk(1)
+	cfg := config(disk.Process())
+	cfg.MemoryBytes = 1
+	j := create(t, cfg)
+	for n := range 12 {
+		wait(t)(j.Event(credit(n, 1)))
+	}
+	if err := disk.Flip(segmentPath(1), 700, 0); err != nil {
+		t.Fatal(err)
+	}
+	var got []ledger.Parcel
+	for len(got) < 11 {
+		more, err := j.Next(t.Context(), 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, more...)
+	}
+	checkOrder(t, got, nil)
+	if err := j.Failed(); !errors.Is(err, journal.ErrFailed) || len(j.Damage()) != 1 {
+		t.Fatalf("%v, %v", err, j.Damage())
+	}
+}
+
+// TestSlotIsFreedWhenTheEndIsDurable: a slot that is reused while the settle of its hold can still be lost would lose the hold's
+// progress with it.
+func TestSlotIsFreedWhenTheEndIsDurable(t *testing.T) {
+	disk := journaltest.NewDisk(1)
+	cfg := config(disk.Process())
+	cfg.Slots = 1
+	j := create(t, cfg)
+	wait(t)(j.Open(openRecord(1)))
+	j.Slot(id(1)).RaiseProgress(5, 55)
+	gate := make(chan struct{})
+	disk.Inject(func(op journaltest.Op) journaltest.Fault {
+		if op.Kind != "write" {
+			return journaltest.NoFault
+		}
+		<-gate
+		return journaltest.KillBefore
+	})
+	c, err := j.Settle(settleEvent(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.Open(openRecord(2)); !errors.Is(err, journal.ErrFull) {
+		t.Errorf("the slot was given away too early: %v", err)
+	}
+	close(gate)
+	if err := c.Wait(t.Context()); err == nil {
+		t.Fatal("settled after a kill")
+	}
+	disk.Inject(nil)
+	_, rec := adopt(t, config(disk.Process()))
+	if len(rec.Opens) != 1 || rec.Opens[0].Slot.Chunks != 5 {
+		t.Fatalf("%+v", rec.Opens)
+	}
+}
+
+// TestAcknowledgementsAreRemembered: after a kill only what was not acknowledged is shipped again.
+func TestAcknowledgementsAreRemembered(t *testing.T) {
+	disk := journaltest.NewDisk(1)
+	p := disk.Process()
+	j := create(t, config(p))
+	for n := range 5 {
+		wait(t)(j.Event(credit(n, 1)))
+	}
+	partition := ledger.Partition(1, partitions)
+	for seq := uint64(1); seq <= 3; seq++ {
+		if got, err := j.Next(t.Context(), 1); err != nil || got[0].Seq != seq {
+			t.Fatal(got, err)
+		}
+		j.Acked(partition, seq)
+	}
+	p.Kill()
+	again, _ := adopt(t, config(disk.Process()))
+	if got := again.AckedThrough(partition); got != 3 {
+		t.Fatalf("acknowledged through %d", got)
+	}
+	if got := drain(t, again); len(got) != 2 || got[0].Seq != 4 {
+		t.Fatalf("shipped again: %+v", got)
+	}
+}
+
+// TestReshipReadsWhatIsSynced: a record whose fsync failed may be read, and must not be shipped.
+func TestReshipReadsWhatIsSynced(t *testing.T) {
+	disk := journaltest.NewDisk(1)
+	cfg := config(disk.Process())
+	j := create(t, cfg)
+	wait(t)(j.Event(credit(1, 1)))
+	failOnce(disk, "sync", journaltest.FailIO)
+	if c, err := j.Event(credit(2, 1)); err != nil || c.Wait(t.Context()) == nil {
+		t.Fatal("the failed fsync went unnoticed")
+	}
+	n := 0
+	for p, err := range journal.Reship(cfg, incarnation, -1, ledger.Hole{Through: 9}) {
+		if n++; err != nil || p.Seq != 1 {
+			t.Fatal(p.Seq, err)
+		}
+	}
+	if n != 1 {
+		t.Fatalf("%d events", n)
+	}
 }

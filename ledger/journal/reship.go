@@ -164,7 +164,7 @@ func (r *reshipper) segment(data []byte, index uint64, name string, yield func(l
 	} else if len(head.Last) != r.cfg.Partitions {
 		return false, fmt.Errorf("journal was made for %d partitions, the log has %d", len(head.Last), r.cfg.Partitions)
 	}
-	var enough = errors.New("enough")
+	enough := errors.New("enough")
 	gaps, err := walkFrames(data[start:], segmentSalt(r.id, index), start, func(f frame) error {
 		rec, err := decodeRecord(f.Body)
 		if err != nil {

@@ -28,8 +28,10 @@ func (d *Disk) revert(n *node, seen map[*node]bool) {
 		n.unsynced, n.mapped, n.mapper = nil, false, nil
 		return
 	}
-	for _, apply := range n.pending[:d.rand.IntN(len(n.pending)+1)] {
-		apply(n.durable)
+	for _, apply := range n.pending {
+		if d.rand.IntN(2) == 0 {
+			apply(n.durable)
+		}
 	}
 	n.pending = nil
 	n.names = maps.Clone(n.durable)
