@@ -2,9 +2,259 @@ package main
 
 import (
 	"context"
+	"errors"
+	"flag"
+	"fmt"
 	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"ledgerline/ledger/sqlstore"
+	"ledgerline/relay/relaytest"
 )
 
-func benchCommand(_ context.Context, _ []string, _ func(string) string, _, _ io.Writer) error {
-	return usagef("bench: see make bench")
+// benchOptions are the same for every target of a run, so that the figures are comparable.
+type benchOptions struct {
+	duration    time.Duration
+	concurrency int
+	runs        int
+	answerBytes int
+	chunks      int
+	only        string
+}
+
+// benchQuota is more than any run spends.
+const benchQuota = 1_000_000_000_000
+
+// benchWarmup is relayed before anything is measured: connections, epochs, caches.
+const benchWarmup = time.Second
+
+// benchCommand measures, in one run and against the same mock upstream: no proxy at all, Go's bare reverse proxy, and
+// the relay with its bill on, embedded and, if the engines' addresses are in the environment, on real engines.
+func benchCommand(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	if len(args) > 0 && (args[0] == "upstream" || args[0] == "proxy") {
+		return benchServer(ctx, args, stdout, stderr)
+	}
+	var o benchOptions
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.DurationVar(&o.duration, "duration", 5*time.Second, "of one measurement")
+	flags.IntVar(&o.concurrency, "c", 32, "clients at once")
+	flags.IntVar(&o.runs, "runs", 3, "measurements of each target; medians are printed, with the spread")
+	flags.IntVar(&o.answerBytes, "bytes", 1024, "size of a plain answer's text")
+	flags.IntVar(&o.chunks, "chunks", 256, "chunks of a streamed answer")
+	flags.StringVar(&o.only, "only", "", "direct, proxy, embedded or engines; empty: all that can run")
+	if err := parseFlags(flags, args); err != nil {
+		return err
+	}
+	if o.duration < 100*time.Millisecond || o.concurrency < 1 || o.runs < 1 || o.answerBytes < 1 || o.chunks < 1 {
+		return usagef("bench: -duration from 100ms, and -c, -runs, -bytes and -chunks from 1 are needed")
+	}
+	dir, err := os.MkdirTemp("", "ledgerline-bench-")
+	if err != nil {
+		return fmt.Errorf("make a temporary folder: %w", err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	b := &bench{o: o, dir: dir, getenv: getenv, out: stdout, errs: stderr}
+	defer b.close()
+	return b.run(ctx)
+}
+
+// bench is one run.
+type bench struct {
+	o        benchOptions
+	dir      string
+	getenv   func(string) string
+	out      io.Writer
+	errs     io.Writer
+	children []*child
+	upstream *child
+}
+
+func (b *bench) close() {
+	for i := len(b.children) - 1; i >= 0; i-- {
+		b.children[i].stop()
+	}
+}
+
+// target is one thing to measure.
+type target struct {
+	name string
+	url  string
+	key  string
+	pids map[string]int // processes whose CPU counts, by name
+}
+
+func (b *bench) run(ctx context.Context) error {
+	var err error
+	if b.upstream, err = b.start(ctx, "mock upstream", nil, "bench", "upstream"); err != nil {
+		return err
+	}
+	targets, err := b.targets(ctx)
+	if err != nil {
+		return err
+	}
+	for _, stream := range []bool{false, true} {
+		rows := make([]benchRow, 0, len(targets))
+		for i := range targets {
+			row, err := b.measure(ctx, &targets[i], stream)
+			if err != nil {
+				return fmt.Errorf("measure %s: %w", targets[i].name, err)
+			}
+			rows = append(rows, row)
+		}
+		b.print(rows, stream)
+	}
+	return nil
+}
+
+// targets starts what is to be measured.
+func (b *bench) targets(ctx context.Context) ([]target, error) {
+	want := func(name string) bool { return b.o.only == "" || b.o.only == name }
+	var out []target
+	if want("direct") {
+		out = append(out, target{name: "direct", url: b.upstream.url, key: "none", pids: map[string]int{}})
+	}
+	if want("proxy") {
+		c, err := b.start(ctx, "reverse proxy", nil, "bench", "proxy", "-target", b.upstream.url, "-idle", strconv.Itoa(2*b.o.concurrency))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, target{name: "reverse proxy", url: c.url, key: "none", pids: map[string]int{"proxy": c.pid()}})
+	}
+	if want("embedded") {
+		t, err := b.relay(ctx, "relay, embedded", nil)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, t)
+	}
+	if engines := b.engineEnvironment(); engines != nil && want("engines") {
+		t, err := b.relay(ctx, "relay, engines", engines)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, t)
+	}
+	if len(out) == 0 {
+		return nil, usagef("bench: -only %q: direct, proxy, embedded or engines is needed; engines needs TEST_KAFKA_BROKERS, TEST_MYSQL_DSN, "+
+			"TEST_REDIS_URL and TEST_CLICKHOUSE_DSN (make bench sets them)", b.o.only)
+	}
+	return out, nil
+}
+
+// engineEnvironment maps the addresses of test engines to the node's variables; nil if they are not all there.
+func (b *bench) engineEnvironment() map[string]string {
+	out := map[string]string{}
+	for name, from := range map[string]string{
+		"KAFKA_BROKERS": "TEST_KAFKA_BROKERS", "SQL_DSN": "TEST_MYSQL_DSN", "REDIS_CONN_STRING": "TEST_REDIS_URL", "LOG_SQL_DSN": "TEST_CLICKHOUSE_DSN",
+	} {
+		v := b.getenv(from)
+		if v == "" {
+			return nil
+		}
+		out[name] = v
+	}
+	out["KAFKA_TOPIC"] = "bench-" + strconv.FormatInt(time.Now().UnixNano(), 36)
+	return out
+}
+
+// relay starts a node, with a user, an unlimited key and a channel to the mock upstream in its database.
+func (b *bench) relay(ctx context.Context, name string, engines map[string]string) (target, error) {
+	env := map[string]string{
+		"DATA_DIR": filepath.Join(b.dir, name), "PORT": "0", "BATCH_UPDATE_ENABLED": "true", "BATCH_UPDATE_INTERVAL": "1",
+		"RELAY_MAX_IDLE_CONNS_PER_HOST": strconv.Itoa(2 * b.o.concurrency), "RELAY_MAX_IDLE_CONNS": strconv.Itoa(4 * b.o.concurrency),
+	}
+	for k, v := range engines {
+		env[k] = v
+	}
+	key, err := b.seed(ctx, env)
+	if err != nil {
+		return target{}, err
+	}
+	c, err := b.start(ctx, name, env, "serve")
+	if err != nil {
+		return target{}, err
+	}
+	t := target{name: name, url: c.url, key: key, pids: map[string]int{"relay": c.pid()}}
+	for engine, addr := range engines {
+		if pid := listenerOf(addr); pid > 0 {
+			t.pids[engine] = pid
+		}
+	}
+	return t, waitReady(ctx, c.url)
+}
+
+// seed migrates the node's database and puts in what the load needs.
+func (b *bench) seed(ctx context.Context, env map[string]string) (key string, err error) {
+	cfg, err := loadConfig(func(name string) string { return env[name] })
+	if err != nil {
+		return "", err
+	}
+	n, err := newNode(ctx, cfg, discardLogger())
+	if err != nil {
+		return "", err
+	}
+	defer n.close()
+	_, err = n.db.CreateChannel(ctx, sqlstore.ChannelRow{
+		Type: 1, Name: "mock", Key: "mock-key", BaseURL: b.upstream.url, Models: demoModel, Group: "default",
+	})
+	if err != nil {
+		return "", err
+	}
+	user, err := n.db.CreateUser(ctx, sqlstore.NewUser{Username: "bench" + strconv.FormatInt(time.Now().UnixNano(), 36)[6:], Role: sqlstore.RoleUser, Quota: benchQuota})
+	if err != nil {
+		return "", err
+	}
+	token, _, err := n.db.CreateToken(ctx, sqlstore.TokenRow{UserID: user, Name: "bench", ExpiredTime: -1}, benchQuota)
+	if err != nil {
+		return "", err
+	}
+	if err := n.desk.Abandon(ctx); err != nil {
+		return "", err
+	}
+	return "sk-" + token.Key, nil
+}
+
+// benchServer is a process of its own, so that its CPU can be told apart.
+func benchServer(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("bench "+args[0], flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	to := flags.String("target", "", "upstream of the proxy")
+	idle := flags.Int("idle", 64, "connections kept")
+	if err := parseFlags(flags, args[1:]); err != nil {
+		return err
+	}
+	var handler http.Handler
+	if args[0] == "upstream" {
+		mock, err := relaytest.New(relaytest.Options{Models: []string{demoModel}})
+		if err != nil {
+			return err
+		}
+		handler = mock
+	} else {
+		u, err := url.Parse(*to)
+		if err != nil || u.Host == "" {
+			return usagef("bench proxy: -target %q: a URL is needed", *to)
+		}
+		handler = relaytest.ReverseProxy(u, *idle)
+	}
+	ln, err := listen(ctx, 0)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: headerTimeout}
+	fmt.Fprintf(stdout, "serves http://%s\n", loopback(ln))
+	go func() {
+		<-ctx.Done()
+		_ = server.Close()
+	}()
+	if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
 }

@@ -268,3 +268,15 @@ func (d *Desk) closeFiles() {
 		}
 	}
 }
+
+// Abandon closes a desk that was never run, leaving nothing behind: its incarnation has written nothing.
+func (d *Desk) Abandon(ctx context.Context) error {
+	own := d.current()
+	if err := d.cfg.Bank.CloseProducer(ctx, own.incarnation); err != nil {
+		return fmt.Errorf("close incarnation: %w", err)
+	}
+	if err := own.journal.Retire(); err != nil {
+		return fmt.Errorf("retire journal: %w", err)
+	}
+	return nil
+}

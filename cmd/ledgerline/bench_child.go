@@ -1,0 +1,173 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// childPatience bounds how long a child process may take to say where it serves, and how long it may take to stop.
+const childPatience = 60 * time.Second
+
+// child is a process of a benchmark.
+type child struct {
+	cmd *exec.Cmd
+	url string
+}
+
+func (c *child) pid() int { return c.cmd.Process.Pid }
+
+func (c *child) stop() {
+	_ = c.cmd.Process.Signal(syscall.SIGTERM)
+	done := make(chan struct{})
+	go func() { _ = c.cmd.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(childPatience):
+		_ = c.cmd.Process.Kill()
+		<-done
+	}
+}
+
+var servesURL = regexp.MustCompile(`serves (http://[0-9.:]+)`)
+
+// start runs this program with other arguments and waits until it says where it serves.
+func (b *bench) start(ctx context.Context, name string, env map[string]string, args ...string) (*child, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this program: %w", err)
+	}
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), self, args...) //nolint:gosec // this program itself
+	cmd.Stderr = b.errs
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}
+	for k, v := range env {
+		cmd.Env = append(cmd.Env, k+"="+v)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	c := &child{cmd: cmd}
+	b.children = append(b.children, c)
+	said := make(chan string, 1)
+	go func() {
+		lines := bufio.NewScanner(out)
+		for lines.Scan() {
+			if m := servesURL.FindStringSubmatch(lines.Text()); m != nil {
+				said <- m[1]
+			}
+		}
+	}()
+	select {
+	case c.url = <-said:
+		return c, nil
+	case <-time.After(childPatience):
+		return nil, fmt.Errorf("start %s: it did not say where it serves", name)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func waitReady(ctx context.Context, base string) error {
+	ctx, cancel := context.WithTimeout(ctx, childPatience)
+	defer cancel()
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/readyz", nil)
+		if err != nil {
+			return err
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err == nil {
+			_ = resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("the node did not become ready")
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func loopback(ln net.Listener) string {
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(ln.Addr().(*net.TCPAddr).Port))
+}
+
+func discardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// clockTick is the unit of CPU times in /proc, the same on every Linux that Go runs on.
+const clockTick = 10 * time.Millisecond
+
+// procStat returns the CPU time and the resident memory of a process; zeros where /proc does not tell.
+func procStat(pid int) (cpu time.Duration, rss int64) {
+	raw, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return 0, 0
+	}
+	_, rest, _ := strings.Cut(string(raw), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 22 {
+		return 0, 0
+	}
+	user, _ := strconv.ParseInt(fields[11], 10, 64)
+	system, _ := strconv.ParseInt(fields[12], 10, 64)
+	pages, _ := strconv.ParseInt(fields[21], 10, 64)
+	return time.Duration(user+system) * clockTick, pages * int64(os.Getpagesize())
+}
+
+var hostPort = regexp.MustCompile(`127\.0\.0\.1:(\d+)`)
+
+// listenerOf finds the process that listens on the loopback port named in an address or DSN; 0 if there is none.
+func listenerOf(addr string) int {
+	if u, err := url.PathUnescape(addr); err == nil {
+		addr = u
+	}
+	m := hostPort.FindStringSubmatch(addr)
+	if m == nil {
+		return 0
+	}
+	port, err := strconv.Atoi(m[1])
+	if err != nil {
+		return 0
+	}
+	inodes := map[string]bool{}
+	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		raw, err := os.ReadFile(table)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(raw)) {
+			f := strings.Fields(line)
+			const listening = "0A"
+			if len(f) > 9 && f[3] == listening && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", port)) {
+				inodes["socket:["+f[9]+"]"] = true
+			}
+		}
+	}
+	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil && inodes[to] {
+			pid, _ := strconv.Atoi(strings.Split(fd, "/")[2])
+			return pid
+		}
+	}
+	return 0
+}
