@@ -91,7 +91,7 @@ func (b *batch) finish(err error) {
 	close(b.done)
 }
 
-// encoders holds buffers for events, which are encoded before the append lock is taken.
+// eventBuffers holds buffers for events, which are encoded before the append lock is taken.
 var eventBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // Open records that a hold was reserved and its request goes on; its slot is bound when Open returns. The record must be

@@ -1,6 +1,8 @@
 package journal
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -64,7 +66,7 @@ type diskRead struct {
 	frames []frame
 	gaps   []gap
 	next   int64 // where to go on
-	epoch  int   // rewinds before it was read
+	epoch  int32 // rewinds before it was read
 }
 
 // handFrames hands out the events among the frames read, up to most, and moves the cursor behind the last one.
@@ -154,4 +156,66 @@ func readFrames(files FS, name string, salt uint32, from, to int64) (r diskRead,
 		}
 		return r, err
 	}
+}
+
+// Reread returns again, in order, events of partition that Next has handed out, with a sequence above after: about maxBytes of
+// them, at least one if there is any. A shipper that finds a partition stuck leaves its events here and goes on with
+// the others. It reads the disk.
+func (j *Journal) Reread(ctx context.Context, partition int, after uint64, maxBytes int) ([]ledger.Parcel, error) {
+	j.mu.Lock()
+	through := j.ship.handed[partition]
+	var from []segment
+	for _, seg := range j.segs {
+		if seg.last[partition] > after {
+			from = append(from, segment{index: seg.index, salt: seg.salt, durable: seg.durable})
+		}
+	}
+	j.mu.Unlock()
+	var out []ledger.Parcel
+	take := func(p ledger.Parcel) bool {
+		if p.Seq > through {
+			return false
+		}
+		if p.Partition != partition || p.Seq <= after {
+			return true
+		}
+		if maxBytes -= len(p.Value); maxBytes < 0 && len(out) > 0 {
+			return false
+		}
+		p.Value = bytes.Clone(p.Value) // the rest of what was read may go
+		out = append(out, p)
+		return true
+	}
+	for i := range from {
+		if more, err := j.eachEvent(ctx, &from[i], take); err != nil || !more {
+			return out, err
+		}
+	}
+	return out, nil
+}
+
+// eachEvent calls take for the fsynced events of seg until it returns false: more is false then. A segment that was collected
+// meanwhile has none: they are acknowledged. What cannot be read was met by Next.
+func (j *Journal) eachEvent(ctx context.Context, seg *segment, take func(ledger.Parcel) bool) (more bool, err error) {
+	name := filepath.Join(j.dir, segmentName(seg.index))
+	for at := headerBytes(j.cfg.Partitions); at < seg.durable; {
+		if err := ctx.Err(); err != nil {
+			return false, fmt.Errorf("read events again: %w", err)
+		}
+		r, err := readFrames(j.cfg.FS, name, seg.salt, at, seg.durable)
+		if errors.Is(err, fs.ErrNotExist) {
+			return true, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("read events again: %w", err)
+		}
+		at = r.next
+		for _, f := range r.frames {
+			rec, err := decodeRecord(f.Body)
+			if err == nil && rec.Kind == kindEvent && !take(rec.parcel(j.id, j.cfg.Partitions)) {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
 }

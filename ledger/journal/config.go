@@ -58,10 +58,11 @@ type Config struct {
 	// serves while Kafka is down (P3).
 	MaxBytes    int64
 	MemoryBytes int64 // unshipped bytes kept in memory; a shipper further behind reads the disk. 8 MiB
-	InFlight    int   // parcels handed out by Next and not acknowledged; Next waits above it. 16384
+	InFlight    int   // events handed out by Next and not acknowledged, 24 bytes each; Next waits above it. 1 Mi
 	Slots       int   // open requests; 8192, up to 1 Mi
-	Keep        time.Duration
-	KeepBytes   int64 // kept segments above it go before Keep has passed; 4 GiB
+
+	Keep      time.Duration // JOURNAL_KEEP: how long shipped segments stay for reship; 0: not at all
+	KeepBytes int64         // kept segments above it go before Keep has passed; 4 GiB
 
 	Logger *slog.Logger // nil: discard
 }
@@ -77,7 +78,7 @@ func (c Config) withDefaults() (Config, error) {
 	defaultTo(&c.MaxBytes, 1<<30)
 	defaultTo(&c.MemoryBytes, 8<<20)
 	defaultTo(&c.KeepBytes, 4<<30)
-	defaultTo(&c.InFlight, 16384)
+	defaultTo(&c.InFlight, 1<<20)
 	defaultTo(&c.Slots, 8192)
 	switch {
 	case c.Root == "":

@@ -572,3 +572,47 @@ func TestReshipReadsWhatIsSynced(t *testing.T) {
 		t.Fatalf("%d events", n)
 	}
 }
+
+// TestReread: what one stuck partition left behind is read again, and nothing that Next did not hand out.
+func TestReread(t *testing.T) {
+	j := create(t, config(journaltest.NewDisk(1).Process()))
+	for n := range 60 {
+		wait(t)(j.Event(credit(n, int64(1+n%9))))
+	}
+	var handed []ledger.Parcel
+	for len(handed) < 40 {
+		got, err := j.Next(t.Context(), 40-len(handed))
+		if err != nil {
+			t.Fatal(err)
+		}
+		handed = append(handed, got...)
+	}
+	for partition := range partitions {
+		var want, got []uint64
+		for _, p := range handed {
+			if p.Partition == partition && p.Seq > 5 {
+				want = append(want, p.Seq)
+			}
+		}
+		for after := uint64(5); ; {
+			more, err := j.Reread(t.Context(), partition, after, 700)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(more) == 0 {
+				break
+			}
+			if len(more) > 3 {
+				t.Fatalf("%d events in 700 bytes", len(more))
+			}
+			checkOrder(t, more, nil)
+			for _, p := range more {
+				got = append(got, p.Seq)
+				after = p.Seq
+			}
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Fatalf("partition %d: %v, want %v", partition, got, want)
+		}
+	}
+}

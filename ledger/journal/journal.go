@@ -33,6 +33,7 @@ type Journal struct {
 	slots   *slotFile
 	failed  error
 	closed  bool
+	retired bool
 	damage  []Damage
 	damages int64
 
@@ -288,7 +289,7 @@ func (j *Journal) Retire() error {
 		j.mu.Unlock()
 		return fmt.Errorf("retire journal %s: %w", j.id, err)
 	}
-	j.closed = true
+	j.closed, j.retired = true, true
 	j.mu.Unlock()
 	close(j.stop)
 	<-j.stopped

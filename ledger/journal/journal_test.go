@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"testing"
 
@@ -174,6 +175,9 @@ func TestOpenSettleShipRetire(t *testing.T) {
 	}
 	if _, _, err := journal.Adopt(cfg, incarnation); !errors.Is(err, journal.ErrRetired) {
 		t.Fatalf("adopting a retired directory: %v", err)
+	}
+	if _, err := j.Next(t.Context(), 1); !errors.Is(err, io.EOF) {
+		t.Fatalf("next after retire: %v", err)
 	}
 	if _, err := j.Open(openRecord(99)); !errors.Is(err, journal.ErrClosed) {
 		t.Fatalf("open after retire: %v", err)

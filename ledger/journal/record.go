@@ -163,7 +163,7 @@ func kindOf(b []byte) ledger.Kind {
 	return ledger.Kind(b)
 }
 
-// appendEvent fills in r from ev, whose Producer is set and whose Seq and Prev are not, encoding it onto buf.
+// setEvent fills in r from ev, whose Producer is set and whose Seq and Prev are not, encoding it into buf, which is empty.
 func (r *record) setEvent(ev *ledger.Event, buf []byte) error {
 	if err := checkEvent(ev); err != nil {
 		return err
@@ -172,7 +172,6 @@ func (r *record) setEvent(ev *ledger.Event, buf []byte) error {
 	if err != nil {
 		return err
 	}
-	value = value[len(buf):]
 	cut := bytes.Index(value[:min(len(value), 512)], unsetSeq)
 	if cut <= 0 {
 		return fmt.Errorf("%w: its canonical form shows no seq and prev", errRecord)

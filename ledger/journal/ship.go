@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"fmt"
+	"io"
 	"sort"
 
 	"ledgerline/ledger"
@@ -32,7 +33,7 @@ type shipping struct {
 	bytes  int64 // of chunks
 	behind bool
 	cursor position
-	epoch  int // counts rewinds, so that a read begun before one is discarded
+	epoch  int32 // counts rewinds, so that a read begun before one is discarded
 
 	acked       []uint64 // by partition
 	handed      []uint64 // by partition, highest ever handed out
@@ -54,7 +55,7 @@ type chunk struct {
 type flight struct {
 	seq   uint64
 	at    int64
-	epoch int
+	epoch int32
 }
 
 func newShipping(partitions int) shipping {
@@ -111,8 +112,9 @@ func (j *Journal) tell() {
 }
 
 // Next waits until there are fsynced events that were not handed out since the last Rewind, and returns up to most of them in
-// journal order. It also waits while Config.InFlight are handed out and not acknowledged (L7). Errors: ctx's, ErrClosed, or
-// a segment that cannot be read for now. A journal that has failed still hands out what was fsynced, then waits.
+// journal order. It also waits while Config.InFlight are handed out and not acknowledged (L7). Errors: ctx's, io.EOF once the
+// journal is retired (everything is acknowledged), ErrClosed, or a segment that cannot be read for now. A journal that has failed
+// still hands out what was fsynced, then waits.
 func (j *Journal) Next(ctx context.Context, most int) ([]ledger.Parcel, error) {
 	for {
 		out, behind, err := j.take(most)
@@ -127,8 +129,7 @@ func (j *Journal) Next(ctx context.Context, most int) ([]ledger.Parcel, error) {
 		}
 		select {
 		case <-j.avail:
-		case <-j.stop:
-			return nil, ErrClosed
+		case <-j.stop: // take says which
 		case <-ctx.Done():
 			return nil, fmt.Errorf("wait for events to ship: %w", context.Cause(ctx))
 		}
@@ -139,6 +140,9 @@ func (j *Journal) Next(ctx context.Context, most int) ([]ledger.Parcel, error) {
 func (j *Journal) take(most int) (out []ledger.Parcel, behind bool, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.retired {
+		return nil, false, io.EOF
+	}
 	if j.closed {
 		return nil, false, ErrClosed
 	}
