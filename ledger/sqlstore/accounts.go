@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -176,6 +177,8 @@ func (sh *sheet) scanRow(scan func(...any) error) error {
 	}
 	return nil
 }
+
+var errNoOwner = errors.New("the account's row names no user")
 
 // adopt looks for an edit that somebody made to New API's column: what it holds beyond what we put there. The
 // difference becomes pending and an outbox event; a saturated column says nothing about the balance, so an edit to it

@@ -53,12 +53,14 @@ func (tx *Tx) lastChange(ctx context.Context, lock string) (int64, error) {
 // LastChange returns the number of the newest change. If it is below what a node has seen, the database was restored to
 // an older state, and if it is above by more than Changes returns, entries were pruned: in both cases load everything.
 func (s *Store) LastChange(ctx context.Context) (int64, error) {
-	var last int64
-	err := s.View(ctx, func(tx *Tx) error { var err error; last, err = tx.lastChange(ctx, ""); return err })
+	text, err := s.Meta(ctx, changeMeta)
+	if errors.Is(err, ErrNotFound) {
+		return 0, nil
+	}
 	if err != nil {
 		return 0, fmt.Errorf("read last change: %w", err)
 	}
-	return last, nil
+	return strconv.ParseInt(text, 10, 64)
 }
 
 // Changes returns at most limit changes with numbers above after, in order.

@@ -32,8 +32,9 @@ const (
 	deadRedriven = "redriven"
 	// maxReason bounds the stored text of an error (L7).
 	maxReason = 1000
-	// maxDeadValue bounds the stored bytes of a record (L7): Kafka's own limit on a message is about 1 MB.
-	maxDeadValue = 4 << 20
+	// maxDeadValue bounds the stored bytes of a record (L7): four times what an event can have, and escaped still below the
+	// smallest default of max_allowed_packet.
+	maxDeadValue = 4 * ledger.MaxEventBytes
 )
 
 // redriveKey is the outbox key of a re-drive.

@@ -20,7 +20,7 @@ import (
 )
 
 var (
-	histories = flag.Int("histories", 60, "random histories of hand edits on SQLite; a tenth of them on MySQL")
+	histories = flag.Int("histories", 40, "random histories of hand edits on SQLite; a tenth of them on MySQL")
 	firstSeed = flag.Uint64("seed", 1, "seed of the first random history")
 )
 

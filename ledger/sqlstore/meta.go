@@ -12,7 +12,7 @@ import (
 // Meta returns the value of a name in ledger_meta, or ErrNotFound.
 func (s *Store) Meta(ctx context.Context, name string) (string, error) {
 	var value string
-	err := s.View(ctx, func(tx *Tx) error { var err error; value, err = tx.meta(ctx, name, ""); return err })
+	err := notFound(s.db.QueryRowContext(ctx, metaQuery, name).Scan(&value))
 	if err != nil {
 		return "", fmt.Errorf("read meta %s: %w", name, err)
 	}
@@ -28,8 +28,10 @@ func (s *Store) SetMeta(ctx context.Context, name, value string) error {
 	return nil
 }
 
+const metaQuery = "SELECT value FROM ledger_meta WHERE name = ?"
+
 func (tx *Tx) meta(ctx context.Context, name, lock string) (value string, err error) {
-	err = tx.QueryRow(ctx, "SELECT value FROM ledger_meta WHERE name = ?"+lock, []any{name}, &value)
+	err = tx.QueryRow(ctx, metaQuery+lock, []any{name}, &value)
 	return value, err
 }
 

@@ -246,6 +246,9 @@ func (tx *Tx) idMap(ctx context.Context, head string, list []int64, tail string)
 // EnsureAccount makes the account of a new user, or of a new token of user, with a zero balance. Insert New API's row
 // first, in the same transaction, with a zero balance: anything else there would be taken for a hand edit.
 func (tx *Tx) EnsureAccount(ctx context.Context, account ledger.Account, user int64) error {
+	if account.Kind != ledger.UserAccount && account.Kind != ledger.TokenAccount {
+		return fmt.Errorf("make account %s: only users and tokens have one account", account)
+	}
 	partitions, err := tx.s.partitionCount(ctx, tx)
 	if err != nil {
 		return fmt.Errorf("make account %s: %w", account, err)

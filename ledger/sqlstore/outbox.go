@@ -3,7 +3,6 @@ package sqlstore
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -138,15 +137,17 @@ type OutboxRow struct {
 func (s *Store) OutboxPending(ctx context.Context, limit int) ([]OutboxRow, error) {
 	now := s.now()
 	var keys []any
-	err := s.read(ctx, "SELECT event_key FROM ledger_outbox WHERE state IN ('new', 'moved') AND due_at <= ? ORDER BY created_at, event_key LIMIT ?",
-		[]any{now.UnixMilli(), limit}, func(scan func(...any) error) error {
-			var key string
-			err := scan(&key)
-			keys = append(keys, key)
-			return err
-		})
-	if err != nil {
-		return nil, fmt.Errorf("read outbox: %w", err)
+	for _, state := range []string{outboxNew, outboxMoved} { // one at a time, so that the index gives the order
+		err := s.read(ctx, "SELECT event_key FROM ledger_outbox WHERE state = ? AND due_at <= ? ORDER BY due_at, created_at LIMIT ?",
+			[]any{state, now.UnixMilli(), limit - len(keys)}, func(scan func(...any) error) error {
+				var key string
+				err := scan(&key)
+				keys = append(keys, key)
+				return err
+			})
+		if err != nil {
+			return nil, fmt.Errorf("read outbox: %w", err)
+		}
 	}
 	if len(keys) == 0 {
 		return nil, nil
@@ -268,5 +269,3 @@ func (tx *Tx) setKeys(ctx context.Context, keys []string, state string) error {
 	}
 	return nil
 }
-
-var errNoOwner = errors.New("the account's row names no user")

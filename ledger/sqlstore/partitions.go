@@ -41,36 +41,39 @@ func scanPartition(scan func(...any) error) (PartitionState, error) {
 
 // Partition returns the state of one partition, or ErrNotFound before InitLog.
 func (s *Store) Partition(ctx context.Context, partition int) (PartitionState, error) {
-	var found PartitionState
-	err := s.View(ctx, func(tx *Tx) error {
-		list, err := tx.partitions(ctx, " WHERE part = ?", partition)
-		if err == nil && len(list) == 0 {
-			err = ErrNotFound
-		}
-		if err == nil {
-			found = list[0]
-		}
-		return err
-	})
+	list, err := s.partitionRows(ctx, " WHERE part = ?", partition)
+	if err == nil && len(list) == 0 {
+		err = ErrNotFound
+	}
 	if err != nil {
 		return PartitionState{}, fmt.Errorf("read partition %d: %w", partition, err)
 	}
-	return found, nil
+	return list[0], nil
 }
 
 // Partitions returns the state of all partitions, read at one instant.
 func (s *Store) Partitions(ctx context.Context) ([]PartitionState, error) {
-	var list []PartitionState
-	err := s.View(ctx, func(tx *Tx) error { var err error; list, err = tx.partitions(ctx, ""); return err })
+	list, err := s.partitionRows(ctx, "")
 	if err != nil {
 		return nil, fmt.Errorf("read partitions: %w", err)
 	}
 	return list, nil
 }
 
-func (tx *Tx) partitions(ctx context.Context, where string, args ...any) ([]PartitionState, error) {
-	var list []PartitionState
-	err := tx.each(ctx, "SELECT "+partitionColumns+" FROM ledger_partitions"+where+" ORDER BY part", args, func(scan func(...any) error) error {
+const partitionQuery = "SELECT " + partitionColumns + " FROM ledger_partitions"
+
+// partitionRows reads without a transaction: one statement is one look.
+func (s *Store) partitionRows(ctx context.Context, where string, args ...any) (list []PartitionState, err error) {
+	err = s.read(ctx, partitionQuery+where+" ORDER BY part", args, func(scan func(...any) error) error {
+		p, err := scanPartition(scan)
+		list = append(list, p)
+		return err
+	})
+	return list, err
+}
+
+func (tx *Tx) partitions(ctx context.Context, where string, args ...any) (list []PartitionState, err error) {
+	err = tx.each(ctx, partitionQuery+where+" ORDER BY part", args, func(scan func(...any) error) error {
 		p, err := scanPartition(scan)
 		list = append(list, p)
 		return err

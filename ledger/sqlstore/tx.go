@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"modernc.org/sqlite"
 )
 
 // Tx is one transaction. It must not be used after the function it was given to has returned.
@@ -24,12 +27,32 @@ type Tx struct {
 // txAttempts bounds the repeats of a business transaction (L7): a deadlock that comes back this often is a fault to show.
 const txAttempts = 6
 
+// commitError is a COMMIT whose answer was an error, or none.
+type commitError struct{ error }
+
+func (e *commitError) Unwrap() error { return e.error }
+
+// mayRepeat reports whether a transaction that failed with err certainly left nothing, and may succeed if repeated. A
+// connection that broke during COMMIT leaves the outcome open: such a transaction is never repeated here.
+func mayRepeat(err error) bool {
+	if !IsTransient(err) {
+		return false
+	}
+	if _, open := errors.AsType[*commitError](err); !open {
+		return true
+	}
+	_, said := errors.AsType[*mysql.MySQLError](err)
+	_, local := errors.AsType[*sqlite.Error](err)
+	return said || local
+}
+
 // Tx runs fn in one write transaction and commits it, or rolls it back if fn fails. A transient failure is repeated a few
-// times, so fn must be repeatable: it must set, not add to, what it hands out.
+// times, so fn must be repeatable: it must set, not add to, what it hands out. An error that IsTransient may still have
+// been a commit whose answer was lost; unique keys and fences tell.
 func (s *Store) Tx(ctx context.Context, fn func(*Tx) error) error {
 	for attempt := 1; ; attempt++ {
 		err := s.once(ctx, fn)
-		if err == nil || attempt == txAttempts || !IsTransient(err) || ctx.Err() != nil {
+		if err == nil || attempt == txAttempts || !mayRepeat(err) || ctx.Err() != nil {
 			return err
 		}
 		pause := time.Duration(1<<attempt) * time.Millisecond
@@ -67,7 +90,7 @@ func (s *Store) once(ctx context.Context, fn func(*Tx) error) (err error) {
 		return err
 	}
 	if err := raw.Commit(); err != nil {
-		return fmt.Errorf("commit transaction: %w", err)
+		return &commitError{fmt.Errorf("commit transaction: %w", err)}
 	}
 	return nil
 }

@@ -91,7 +91,7 @@ CREATE TABLE IF NOT EXISTS `ledger_outbox` (
   `due_at` bigint NOT NULL,
   `lease` binary(16) NOT NULL,
   PRIMARY KEY (`event_key`),
-  KEY `ledger_outbox_due` (`state`,`due_at`),
+  KEY `ledger_outbox_due` (`state`,`due_at`,`created_at`),
   KEY `ledger_outbox_lease` (`lease`)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
 

@@ -92,7 +92,7 @@ CREATE TABLE IF NOT EXISTS `ledger_outbox` (
   `lease` blob NOT NULL,
   PRIMARY KEY (`event_key`)
 );
-CREATE INDEX IF NOT EXISTS `ledger_outbox_due` ON `ledger_outbox` (`state`,`due_at`);
+CREATE INDEX IF NOT EXISTS `ledger_outbox_due` ON `ledger_outbox` (`state`,`due_at`,`created_at`);
 CREATE INDEX IF NOT EXISTS `ledger_outbox_lease` ON `ledger_outbox` (`lease`);
 
 -- Records that could not be applied. A row stays after its re-drive (state redriven), because a fold of the log must
