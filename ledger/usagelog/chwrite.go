@@ -35,14 +35,10 @@ func (c *ClickHouse) append(ctx context.Context, batches []Batch) error {
 	for len(rows) > 0 {
 		part := rows[:insertable(rows)]
 		rows = rows[len(part):]
-		token := tokenOf(part)
-		err := c.insert(ctx, "ledger_usage", usageColumns, token, func(b driver.Batch) error { return fillUsage(b, part) })
-		if err != nil {
+		if err := c.insert(ctx, "ledger_usage", usageTable, part); err != nil {
 			return err
 		}
-		err = c.insert(ctx, "ledger_events", "part, log_gen, log_offset, created_at, event", token,
-			func(b driver.Batch) error { return fillEvents(b, part) })
-		if err != nil {
+		if err := c.insert(ctx, "ledger_events", eventsTable, part); err != nil {
 			return err
 		}
 	}
@@ -101,111 +97,44 @@ func tokenOf(rows []Row) string {
 	return fmt.Sprintf("%d-%d-%d-%d-%d-%016x", first.Partition, first.Log, first.Offset, last.Offset, len(rows), h)
 }
 
-// insert runs one INSERT; an empty token means none.
-func (c *ClickHouse) insert(ctx context.Context, table, columns, token string, fill func(driver.Batch) error) error {
-	if token != "" {
-		ctx = clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{
-			"insert_deduplicate": 1, "insert_deduplication_token": token,
-		}))
+// insert appends rows to a table. A token makes ClickHouse drop a repeated INSERT.
+func (c *ClickHouse) insert(ctx context.Context, table string, columns []column, rows []Row) error {
+	set := clickhouse.Settings{"insert_deduplicate": 1, "insert_deduplication_token": tokenOf(rows)}
+	statement := "INSERT INTO " + table + " (" + namesOf(columns) + ")"
+	var err error
+	if c.http {
+		set["decompress"] = 1
+		ctx = clickhouse.Context(ctx, clickhouse.WithSettings(set))
+		err = c.conn.InsertFormat(ctx, "Native", statement, newBlocks(columns, rows))
+	} else {
+		ctx = clickhouse.Context(ctx, clickhouse.WithSettings(set))
+		err = c.batch(ctx, statement, func(b driver.Batch) error { return fill(b, columns, rows) })
 	}
-	batch, err := c.conn.PrepareBatch(ctx, "INSERT INTO "+table+" ("+columns+")")
 	if err != nil {
-		return fmt.Errorf("insert into %s: %w", table, err)
-	}
-	defer func() { _ = batch.Close() }() // does nothing after Send
-	if err := fill(batch); err != nil {
-		return fmt.Errorf("insert into %s: %w", table, err)
-	}
-	if err := batch.Send(); err != nil {
 		return fmt.Errorf("insert into %s: %w", table, err)
 	}
 	return nil
 }
 
-// columns appends whole columns to a batch, in order.
-type columns struct {
-	batch driver.Batch
-	next  int
-	err   error
-}
-
-// column appends one column: value of each row.
-func column[T any](c *columns, rows []Row, value func(*Row) T) {
-	if c.err != nil {
-		return
+// batch runs an INSERT through the driver's own batches.
+func (c *ClickHouse) batch(ctx context.Context, statement string, fill func(driver.Batch) error) error {
+	batch, err := c.conn.PrepareBatch(ctx, statement)
+	if err != nil {
+		return err
 	}
-	all := make([]T, len(rows))
-	for i := range rows {
-		all[i] = value(&rows[i])
+	defer func() { _ = batch.Close() }() // does nothing after Send
+	if err := fill(batch); err != nil {
+		return err
 	}
-	c.err = c.batch.Column(c.next).Append(all)
-	c.next++
-}
-
-// fillUsage appends the columns of usageColumns.
-func fillUsage(batch driver.Batch, rows []Row) error {
-	c := &columns{batch: batch}
-	column(c, rows, func(r *Row) uuid.UUID { return uuid.UUID(r.EventID) })
-	column(c, rows, func(r *Row) uint16 { return uint16(r.Partition) })
-	column(c, rows, func(r *Row) uint16 { return uint16(r.Log) })
-	column(c, rows, func(r *Row) int64 { return r.Offset })
-	column(c, rows, func(r *Row) string { return string(r.Kind) })
-	column(c, rows, func(r *Row) string { return r.Moves })
-	column(c, rows, func(r *Row) uuid.UUID { return uuid.UUID(r.Producer) })
-	column(c, rows, func(r *Row) int64 { return r.Seq })
-	column(c, rows, func(r *Row) int64 { return r.Prev })
-	column(c, rows, func(r *Row) string { return r.Key })
-	column(c, rows, func(r *Row) int64 { return r.Granted })
-	column(c, rows, func(r *Row) int64 { return r.Charged })
-	column(c, rows, func(r *Row) int64 { return r.Requests })
-	column(c, rows, func(r *Row) string { return r.Node })
-	fillEntry(c, rows)
-	return c.err
-}
-
-// fillEntry appends the columns of entryColumns.
-func fillEntry(c *columns, rows []Row) {
-	column(c, rows, func(r *Row) int64 { return r.UserID })
-	column(c, rows, func(r *Row) int64 { return r.CreatedAt })
-	column(c, rows, func(r *Row) int32 { return int32(r.Type) })
-	column(c, rows, func(r *Row) string { return r.Content })
-	column(c, rows, func(r *Row) string { return r.Username })
-	column(c, rows, func(r *Row) string { return r.TokenName })
-	column(c, rows, func(r *Row) string { return r.ModelName })
-	column(c, rows, func(r *Row) int64 { return r.Quota })
-	column(c, rows, func(r *Row) int64 { return r.PromptTokens })
-	column(c, rows, func(r *Row) int64 { return r.CompletionTokens })
-	column(c, rows, func(r *Row) int64 { return r.UseTime })
-	column(c, rows, func(r *Row) uint8 {
-		if r.IsStream {
-			return 1
-		}
-		return 0
-	})
-	column(c, rows, func(r *Row) int64 { return r.ChannelID })
-	column(c, rows, func(r *Row) int64 { return r.TokenID })
-	column(c, rows, func(r *Row) string { return r.Group })
-	column(c, rows, func(r *Row) string { return r.IP })
-	column(c, rows, func(r *Row) string { return r.RequestID })
-	column(c, rows, func(r *Row) string { return r.UpstreamRequestID })
-	column(c, rows, func(r *Row) string { return r.Other })
-}
-
-func fillEvents(batch driver.Batch, rows []Row) error {
-	c := &columns{batch: batch}
-	column(c, rows, func(r *Row) uint16 { return uint16(r.Partition) })
-	column(c, rows, func(r *Row) uint16 { return uint16(r.Log) })
-	column(c, rows, func(r *Row) int64 { return r.Offset })
-	column(c, rows, func(r *Row) int64 { return r.CreatedAt })
-	column(c, rows, func(r *Row) []byte { return r.Event })
-	return c.err
+	return batch.Send()
 }
 
 func (c *ClickHouse) insertDead(ctx context.Context, dead []DeadLetter) error {
 	if len(dead) == 0 {
 		return nil
 	}
-	return c.insert(ctx, "ledger_usage_dead", "part, log_gen, log_offset, reason, value, created_at", "", func(batch driver.Batch) error {
+	const statement = "INSERT INTO ledger_usage_dead (part, log_gen, log_offset, reason, value, created_at)"
+	err := c.batch(ctx, statement, func(batch driver.Batch) error {
 		for _, d := range dead {
 			err := batch.Append(uint16(d.Partition), uint16(d.Log), d.Offset, clip(d.Reason, maxReasonBytes), string(d.Value), d.At.UnixMilli())
 			if err != nil {
@@ -214,20 +143,28 @@ func (c *ClickHouse) insertDead(ctx context.Context, dead []DeadLetter) error {
 		}
 		return nil
 	})
+	if err != nil {
+		return fmt.Errorf("insert dead letters: %w", err)
+	}
+	return nil
 }
 
 func (c *ClickHouse) storePositions(ctx context.Context, batches []Batch) error {
-	return c.insert(ctx, "ledger_usage_positions", "part, log_gen, next_offset, last_offset, last_event, updated_at", "",
-		func(batch driver.Batch) error {
-			for _, b := range batches {
-				p := b.Position
-				err := batch.Append(uint16(b.Partition), uint16(p.Log), p.Offset, p.LastOffset, uuid.UUID(p.LastEvent), c.now().UnixMilli())
-				if err != nil {
-					return err
-				}
+	const statement = "INSERT INTO ledger_usage_positions (part, log_gen, next_offset, last_offset, last_event, updated_at)"
+	err := c.batch(ctx, statement, func(batch driver.Batch) error {
+		for _, b := range batches {
+			p := b.Position
+			err := batch.Append(uint16(b.Partition), uint16(p.Log), p.Offset, p.LastOffset, uuid.UUID(p.LastEvent), c.now().UnixMilli())
+			if err != nil {
+				return err
 			}
-			return nil
-		})
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("store positions: %w", err)
+	}
+	return nil
 }
 
 // Position implements Writer. The highest position counts, see Position.

@@ -19,6 +19,7 @@ import (
 // position. Copies collapse when ClickHouse merges; until then lists take one row of each event and sums read FINAL.
 type ClickHouse struct {
 	conn driver.Conn
+	http bool // the protocol
 	log  *slog.Logger
 	now  func() time.Time
 	logs logsTable // New API's table; read by queries, set by Open and Migrate
@@ -41,7 +42,7 @@ func OpenClickHouse(ctx context.Context, cfg Config) (*ClickHouse, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open usage log: %w", err)
 	}
-	c := &ClickHouse{conn: conn, log: cfg.Logger, now: cfg.Now}
+	c := &ClickHouse{conn: conn, http: o.Protocol == clickhouse.HTTP, log: cfg.Logger, now: cfg.Now}
 	if err := conn.Ping(ctx); err != nil {
 		_ = c.Close()
 		return nil, fmt.Errorf("open usage log: %w", err)

@@ -25,7 +25,7 @@ func (s suite) Append(ctx context.Context, partition int, to int64, records []le
 
 // batchOf makes the batch that the consumer makes.
 func batchOf(partition int, at usagelog.Position, to int64, records []ledger.Record) usagelog.Batch {
-	b := usagelog.Batch{Partition: partition, Position: at}
+	b := usagelog.Batch{Partition: partition, Position: at, Rows: make([]usagelog.Row, 0, len(records))}
 	b.Position.Offset = to
 	for i := range records {
 		r := &records[i]
