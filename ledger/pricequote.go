@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"fmt"
 	"math"
 	"math/bits"
 	"sort"
@@ -145,23 +146,24 @@ func (b *PriceBook) newQuote(key QuoteKey) (*Quote, error) {
 	q := &Quote{book: b, key: key, name: normalModel(key.Model)}
 	q.searchModel = !key.NotChat && strings.Contains(key.Model, "search-preview")
 	q.rated = Rating{Book: b.version, QuotaPerUnit: b.unit.String()}
-	q.group, q.rated.GroupSpecial = b.groupRatio(key.UserGroup, key.Group)
-	q.rated.GroupRatio = q.group.String()
+	group, special := b.groupRatio(key.UserGroup, key.Group)
+	q.rated.GroupRatio, q.rated.GroupSpecial = group.String(), special
 
 	if source, ok := b.exprSource[key.Model]; ok {
 		if err := q.byExpression(source); err != nil {
 			return nil, err
 		}
 	} else if price, ok := b.modelPrice[q.name]; ok {
-		q.mode = ModePrice
-		q.rated.ModelPrice = price.String()
-		q.call = price.Mul(b.unit).Mul(q.group)
+		q.rated.Mode, q.rated.ModelPrice = ModePrice, price.String()
 	} else if err := q.byRatio(); err != nil {
 		return nil, err
 	}
-	q.rated.Mode = q.mode
-	q.scaled = scale(q.exact)
-	q.bound = q.holdWeights()
+	if q.searchModel {
+		q.rated.Tools = []ToolPrice{{ToolSearchPreview, 1, q.toolPrice(ToolSearchPreview).String()}}
+	}
+	if err := q.setPrices(); err != nil {
+		return nil, fmt.Errorf("price model %s: %w", key.Model, err)
+	}
 	return q, nil
 }
 
@@ -177,7 +179,7 @@ func (q *Quote) byExpression(source string) error {
 	if source == "" {
 		return &UnpricedError{q.key.Model, "its billing mode is " + modeExpr + " but it has no expression"}
 	}
-	q.mode = ModeExpr
+	q.rated.Mode = ModeExpr
 	q.expr = q.book.exprs[q.key.Model]
 	if q.expr == nil {
 		return &UnsupportedError{q.key.Model, "billing by expression"}
@@ -185,7 +187,7 @@ func (q *Quote) byExpression(source string) error {
 	return nil
 }
 
-// byRatio fills the unit prices of a model that is billed by tokens.
+// byRatio notes the ratios of a model that is billed by tokens.
 func (q *Quote) byRatio() error {
 	b := q.book
 	model, ok := b.modelRatio[q.name]
@@ -195,38 +197,20 @@ func (q *Quote) byRatio() error {
 		}
 		model = unpricedRatio
 	}
-	q.mode = ModeRatio
-	q.perToken = model.Mul(q.group)
-	completion := b.completionRatio(q.name)
-	cache := b.cache.or(q.name, one)
-	write := b.cacheWrite.or(q.name, defaultCacheWrite)
-	image := b.image.or(q.name, one)
-	audio := b.audio.or(q.name, one)
-	audioOut := b.audioOut.or(q.name, one)
+	r := &q.rated
+	r.Mode = ModeRatio
+	r.ModelRatio = model.String()
+	r.CompletionRatio = b.completionRatio(q.name).String()
+	r.CacheRatio = b.cache.or(q.name, one).String()
+	r.CacheWriteRatio = b.cacheWrite.or(q.name, defaultCacheWrite).String()
+	r.ImageRatio = b.image.or(q.name, one).String()
 	_, hasAudio := b.audio[q.name]
 	_, hasAudioOut := b.audioOut[q.name]
-	q.audioModel = hasAudio || hasAudioOut
-
-	q.exact[dimText] = q.perToken
-	q.exact[dimCacheRead] = q.perToken.Mul(cache)
-	q.exact[dimCacheWrite] = q.perToken.Mul(write)
-	q.exact[dimCacheWrite1h] = q.perToken.Mul(write).Mul(hourCacheWrite)
-	q.exact[dimImageIn] = q.perToken.Mul(image)
-	q.exact[dimOutput] = q.perToken.Mul(completion)
-	if q.audioModel {
-		q.exact[dimAudioIn] = q.perToken.Mul(audio)
-		q.exact[dimAudioOut] = q.perToken.Mul(audio).Mul(audioOut)
-		q.rated.AudioRatio, q.rated.AudioOutRatio = audio.String(), audioOut.String()
+	if hasAudio || hasAudioOut {
+		r.AudioRatio, r.AudioOutRatio = b.audio.or(q.name, one).String(), b.audioOut.or(q.name, one).String()
 	} else if price, apart := audioInputPrice(q.name); apart {
-		q.audioApart = true
-		q.exact[dimAudioIn] = price.Mul(b.unit).Mul(q.group).Shift(-6) // per million
-		q.rated.AudioInPrice = price.String()
+		r.AudioInPrice = price.String()
 	}
-	q.rated.ModelRatio = model.String()
-	q.rated.CompletionRatio = completion.String()
-	q.rated.CacheRatio = cache.String()
-	q.rated.CacheWriteRatio = write.String()
-	q.rated.ImageRatio = image.String()
 	return nil
 }
 
