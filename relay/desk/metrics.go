@@ -29,6 +29,7 @@ func (d *Desk) register(reg prometheus.Registerer) {
 	if reg == nil {
 		return
 	}
+	reg.MustRegister(newJournalMetrics(d))
 	gauge := func(name, help string, f func() float64) {
 		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Namespace: "ledgerline", Subsystem: "desk", Name: name, Help: help,
