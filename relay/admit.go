@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -31,7 +32,7 @@ func (x *exchange) read() *dialect.Problem {
 
 func (x *exchange) readBody() ([]byte, *dialect.Problem) {
 	limit := x.s.cfg.MaxBody
-	_ = x.rc.SetReadDeadline(x.start.Add(bodyTimeout)) // not every connection has deadlines; then the server's own bounds hold
+	_ = x.rc.SetReadDeadline(time.Now().Add(x.s.cfg.BodyTimeout)) // not every connection has deadlines; then the server's own bounds hold
 	defer func() { _ = x.rc.SetReadDeadline(time.Time{}) }()
 	if x.r.ContentLength > limit {
 		return nil, x.tooLarge(limit)
@@ -48,8 +49,12 @@ func (x *exchange) readBody() ([]byte, *dialect.Problem) {
 	default:
 		return nil, refused(http.StatusBadRequest, "", "Invalid request: Content-Encoding "+strconv.Quote(enc)+" is not supported; send identity or gzip")
 	}
-	size := max(x.r.ContentLength, 512)
-	body := make([]byte, 0, min(size+1, 1<<20))
+	return x.readAll(from, limit)
+}
+
+func (x *exchange) readAll(from io.Reader, limit int64) ([]byte, *dialect.Problem) {
+	// Room for what is announced, but a client has to send before it gets more than the first MiB.
+	body := make([]byte, 0, min(max(x.r.ContentLength, 512)+1, 1<<20))
 	for {
 		if len(body) == cap(body) {
 			body = append(body, 0)[:len(body)]
@@ -63,18 +68,27 @@ func (x *exchange) readBody() ([]byte, *dialect.Problem) {
 			return body, nil
 		}
 		if err != nil {
-			var tooLarge *http.MaxBytesError
-			if errors.As(err, &tooLarge) {
-				return nil, x.tooLarge(limit)
-			}
-			return nil, refused(http.StatusBadRequest, "", "Invalid request: the body could not be read to its end")
+			return nil, x.badRead(err, limit)
 		}
 	}
 }
 
+// badRead is for a body that broke off or took too long. What is left of it is not waited for.
+func (x *exchange) badRead(err error, limit int64) *dialect.Problem {
+	var tooLarge *http.MaxBytesError
+	if errors.As(err, &tooLarge) {
+		return x.tooLarge(limit)
+	}
+	x.w.Header().Set("Connection", "close")
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return refused(http.StatusRequestTimeout, codeBodyFailed, "the request body did not arrive in time")
+	}
+	return refused(http.StatusBadRequest, "", "Invalid request: the body could not be read to its end")
+}
+
 func (x *exchange) tooLarge(limit int64) *dialect.Problem {
 	x.w.Header().Set("Connection", "close") // the rest of the body is not read
-	return refused(http.StatusRequestEntityTooLarge, "read_request_body_failed",
+	return refused(http.StatusRequestEntityTooLarge, codeBodyFailed,
 		"request body too large, at most "+strconv.FormatInt(limit>>20, 10)+" MiB are allowed")
 }
 
@@ -99,12 +113,13 @@ func (x *exchange) admit() *dialect.Problem {
 	if x.extends {
 		output = x.s.cfg.OutputSlice * x.req.Outputs
 	}
+	want := x.quote.Hold(bound, output)
 	order := desk.Order{
-		User: x.user.ID, Token: x.token.ID, TokenHeld: !x.token.Unlimited, Free: x.quote.Free(),
-		Want: x.quote.Hold(bound, output),
+		User: x.user.ID, Token: x.token.ID, TokenHeld: !x.token.Unlimited,
+		Free: want == 0 && x.quote.Free(), Want: want,
 		PreciseMin: func() int64 { return x.quote.Least(x.prompt()) },
 		Open: journal.OpenRecord{
-			Time: x.start.UnixMilli(), PromptTokens: bound, Request: x.requestInfo(), Rating: x.quote.Rating(),
+			Time: x.start.UnixMilli(), PromptTokens: x.promptEstimate(), Request: x.requestInfo(), Rating: x.quote.Rating(),
 		},
 	}
 	ticket, err := x.s.cfg.Desk.Reserve(x.r.Context(), order)
@@ -141,6 +156,13 @@ func (x *exchange) partial(held int64) *dialect.Problem {
 
 // outputFor is how many output tokens a hold pays for after the counted prompt, at plain text prices.
 func (x *exchange) outputFor(held int64) int64 { return x.quote.OutputFor(x.prompt(), held) }
+
+// promptEstimate is what the prompt has in tokens as a rule. It is what a request is billed for whose node dies: the bound of
+// the hold would bill several times too much.
+func (x *exchange) promptEstimate() int64 {
+	const bytesPerToken, perMessage = 4, 4
+	return max(1, x.req.TextBytes/bytesPerToken+perMessage*int64(x.req.Messages)+x.req.MediaTypical+x.req.TokenInputs())
+}
 
 // prompt counts the prompt's tokens, once.
 func (x *exchange) prompt() int64 {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -17,6 +18,7 @@ import (
 // relay forwards the admitted request and ends its hold, whatever happens. Until the first byte of an answer was sent to
 // the client it may try other channels.
 func (x *exchange) relay() {
+	defer x.abandon()
 	ctx, cancel := x.upstreamContext()
 	defer cancel()
 	x.ticket.OnCut(cancel)
@@ -38,23 +40,24 @@ func (x *exchange) relay() {
 // upstreamContext bounds the upstream's work. A stream ends with its client. An answer in one piece is finished and billed
 // even if its client leaves: the upstream bills it too, and what it cost is not known before its end.
 func (x *exchange) upstreamContext() (context.Context, context.CancelFunc) {
-	timeout := x.s.cfg.RelayTimeout
 	if x.req.Stream {
-		if timeout > 0 {
-			return context.WithTimeout(x.r.Context(), timeout)
-		}
 		return context.WithCancel(x.r.Context())
 	}
-	if timeout == 0 {
-		timeout = plainTimeout
-	}
-	return context.WithTimeout(context.WithoutCancel(x.r.Context()), timeout)
+	return context.WithTimeout(context.WithoutCancel(x.r.Context()), plainTimeout)
 }
 
 func (x *exchange) void() {
 	if x.ticket != nil {
 		x.ticket.Void()
 		x.ticket = nil
+	}
+}
+
+// abandon is for a bug that unwinds the stack: a hold that paid for nothing the client has must not stay. If the client has
+// something, the hold stays, and the next start of the journal bills it.
+func (x *exchange) abandon() {
+	if !x.wrote {
+		x.void()
 	}
 }
 
@@ -85,12 +88,12 @@ func (x *exchange) forward(ctx context.Context) (*http.Response, *dialect.Proble
 			return resp, nil
 		}
 		last = p
-		if !again || ctx.Err() != nil {
+		if !again || ctx.Err() != nil || x.r.Context().Err() != nil {
 			break
 		}
 	}
 	if last == nil {
-		last = refused(http.StatusServiceUnavailable, "model_not_found", "No available channel for model "+x.req.Model+" under group "+x.group)
+		last = noChannel(x.req.Model, x.group)
 	}
 	return nil, last
 }
@@ -99,59 +102,98 @@ func (x *exchange) forward(ctx context.Context) (*http.Response, *dialect.Proble
 func (x *exchange) try(ctx context.Context, ch *catalog.Channel) (resp *http.Response, p *dialect.Problem, again bool) {
 	key, ok := ch.Key()
 	if !ok {
-		return nil, problem(http.StatusInternalServerError, "channel:no_available_key", "the channel has no usable key"), true
+		return nil, x.channelProblem(ch, "channel:no_available_key", "the channel has no usable key"), true
 	}
 	sent, ok := ch.Sent(x.req.Model)
 	if !ok {
-		return nil, problem(http.StatusInternalServerError, "channel:model_mapped_error", "the channel's model mapping is a cycle"), true
+		return nil, x.channelProblem(ch, "channel:model_mapped_error", "the channel's model mapping is a cycle"), true
 	}
 	x.sent = sent
 	x.ticket.Forwarding(ch.ID)
 	edit := dialect.Edit{Model: sent, MaxTokens: x.limit, IncludeUsage: x.s.cfg.ForceUsage}
-	_, refusesOption := x.s.noUsageOption.Load(ch.ID)
-	edit.DropStreamOptions = refusesOption && x.req.Stream
+	edit.DropStreamOptions = x.req.Stream && x.s.refusesUsageOption(ch)
 	for {
-		call := upstream.Call{
-			Channel: ch, Key: key.Value, Path: x.endpoint.Path(), Model: sent, Body: x.req.Rewrite(edit),
-			Stream: x.req.Stream, RequestID: x.id,
-		}
-		var err error
-		resp, err = x.s.cfg.Upstream.Do(ctx, call)
+		body := x.req.Rewrite(edit)
+		resp, err := x.send(ctx, upstream.Call{
+			Channel: ch, Key: key.Value, Path: x.endpoint.Path(), Model: sent, Body: body, Stream: x.req.Stream, RequestID: x.id,
+		})
 		if err != nil {
-			return nil, x.sendProblem(ctx, ch, err), true
+			return nil, x.sendProblem(ch, err), true
 		}
 		if resp.StatusCode >= 200 && resp.StatusCode < 300 {
 			return resp, nil, false
 		}
-		body, _ := upstream.ReadAll(resp.Body, maxErrorBody) // what cannot be read makes a general error
+		answer, _ := upstream.ReadAll(resp.Body, maxErrorBody) // what cannot be read makes a general error
 		_ = resp.Body.Close()
-		if resp.StatusCode == http.StatusBadRequest && x.req.Stream && !edit.DropStreamOptions &&
-			bytes.Contains(body, []byte("stream_options")) {
+		if x.req.Stream && !edit.DropStreamOptions && blamesUsageOption(resp.StatusCode, body, answer) {
 			// The upstream does not know stream_options: once more without, and not again on this channel.
-			x.s.noUsageOption.Store(ch.ID, struct{}{})
+			x.s.noUsageOption.Store(ch.ID, ch.BaseURL)
 			edit.DropStreamOptions = true
 			continue
 		}
-		p, again = x.answerProblem(ch, key.Index, resp.StatusCode, body)
+		p, again = x.answerProblem(ch, key.Index, resp.StatusCode, answer)
 		return nil, p, again
 	}
 }
 
+// refusesUsageOption reports whether the channel's upstream is known to refuse stream_options. An address that has changed
+// since is another upstream.
+func (s *Server) refusesUsageOption(ch *catalog.Channel) bool {
+	base, known := s.noUsageOption.Load(ch.ID)
+	return known && base == ch.BaseURL
+}
+
+func blamesUsageOption(status int, sent, answer []byte) bool {
+	option := []byte("stream_options")
+	return status == http.StatusBadRequest && bytes.Contains(sent, option) && bytes.Contains(answer, option)
+}
+
+// send makes one upstream request. RELAY_TIMEOUT bounds all of it; a stream's head must come within STREAMING_TIMEOUT,
+// so that another channel can be tried.
+func (x *exchange) send(ctx context.Context, call upstream.Call) (*http.Response, error) {
+	var cancel context.CancelFunc
+	if timeout := x.s.cfg.RelayTimeout; timeout > 0 {
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+	} else {
+		ctx, cancel = context.WithCancel(ctx)
+	}
+	if x.req.Stream {
+		late := time.AfterFunc(x.s.cfg.StreamingTimeout, cancel)
+		defer late.Stop()
+	}
+	resp, err := x.s.cfg.Upstream.Do(ctx, call)
+	if err != nil {
+		cancel()
+		return nil, err //nolint:wrapcheck // it says what was done
+	}
+	resp.Body = &attemptBody{resp.Body, cancel}
+	return resp, nil
+}
+
+// attemptBody ends the request's context when the answer is closed.
+type attemptBody struct {
+	io.ReadCloser
+	cancel context.CancelFunc
+}
+
+// Close implements io.Closer.
+func (b *attemptBody) Close() error {
+	defer b.cancel()
+	return b.ReadCloser.Close() //nolint:wrapcheck // a thin shell
+}
+
 // sendProblem is for an upstream that could not be reached or did not answer.
-func (x *exchange) sendProblem(ctx context.Context, ch *catalog.Channel, err error) *dialect.Problem {
-	if x.r.Context().Err() != nil {
-		return problem(499, "client_gone", "the client closed the request")
-	}
-	if x.ticket.WasCut() {
-		return problem(http.StatusServiceUnavailable, codeRebuilding, "quotas are being rebuilt, try again shortly")
-	}
-	x.s.log.Warn("upstream request failed", "request", x.id, "channel", ch.ID, "error", err)
-	if errors.Is(err, upstream.ErrUnsupported) {
+func (x *exchange) sendProblem(ch *catalog.Channel, err error) *dialect.Problem {
+	switch {
+	case x.r.Context().Err() != nil:
+		return clientGone()
+	case x.ticket.WasCut():
+		x.retryAfter = 1
+		return rebuilding()
+	case errors.Is(err, upstream.ErrUnsupported):
 		return problem(http.StatusServiceUnavailable, "channel:type_unsupported", "the relay cannot serve this channel's provider yet")
 	}
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		x.s.log.Warn("upstream request timed out", "request", x.id, "after", x.s.now().Sub(x.start).Round(time.Millisecond))
-	}
+	x.s.log.Warn("upstream request failed", "request", x.id, "channel", ch.ID, "error", err)
 	return problem(http.StatusInternalServerError, "do_request_failed", "upstream error: do request failed")
 }
 
@@ -159,8 +201,8 @@ func (x *exchange) sendProblem(ctx context.Context, ch *catalog.Channel, err err
 func (x *exchange) answerProblem(ch *catalog.Channel, key, status int, body []byte) (p *dialect.Problem, again bool) {
 	p = dialect.UpstreamProblem(x.dialect, status, body)
 	set := &x.routes.Settings
-	if ch.AutoBan && set.DisableEnabled && (set.DisableStatus.Has(status) || hasKeyword(set.DisableKeywords, p.Message)) {
-		x.s.cfg.ChannelFailed(ChannelFailureOf(ch, key, status, p.Message))
+	if set.DisableStatus.Has(status) || hasKeyword(set.DisableKeywords, p.Message) {
+		x.blame(ch, key, status, p.Message)
 	}
 	if to, ok := ch.StatusMapping[status]; ok {
 		p.Status = to
@@ -171,9 +213,20 @@ func (x *exchange) answerProblem(ch *catalog.Channel, key, status int, body []by
 	return p, set.RetryStatus.Has(status)
 }
 
-// ChannelFailureOf describes a failure that may disable a channel.
-func ChannelFailureOf(ch *catalog.Channel, key, status int, reason string) ChannelFailure {
-	return ChannelFailure{Channel: ch.ID, KeyIndex: key, Status: status, Reason: reason}
+// channelProblem is for a channel that is of no use to anybody as it is set up.
+func (x *exchange) channelProblem(ch *catalog.Channel, code, message string) *dialect.Problem {
+	x.blame(ch, wholeChannel, http.StatusInternalServerError, message)
+	return problem(http.StatusInternalServerError, code, message)
+}
+
+// wholeChannel as ChannelFailure.KeyIndex blames no single key.
+const wholeChannel = -1
+
+// blame reports a failure that disables the channel, or the key, where New API would.
+func (x *exchange) blame(ch *catalog.Channel, key, status int, reason string) {
+	if ch.AutoBan && x.routes.Settings.DisableEnabled {
+		x.s.cfg.ChannelFailed(ChannelFailure{Channel: ch.ID, KeyIndex: key, Status: status, Reason: reason})
+	}
 }
 
 func hasKeyword(keywords []string, message string) bool {

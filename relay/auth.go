@@ -143,6 +143,5 @@ func (x *exchange) route() *dialect.Problem {
 	if name == catalog.AutoGroup {
 		name += " (" + strings.Join(x.groups, ", ") + ")"
 	}
-	p := refused(http.StatusServiceUnavailable, "model_not_found", "No available channel for model "+model+" under group "+name)
-	return p
+	return noChannel(model, name)
 }

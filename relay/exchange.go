@@ -21,6 +21,7 @@ type exchange struct {
 	rc *http.ResponseController
 
 	// set by begin
+	label   string // of the endpoint, in logs and metrics
 	id      string
 	start   time.Time
 	dialect dialect.Dialect
@@ -53,6 +54,7 @@ type exchange struct {
 
 	// the outcome
 	wrote      bool
+	deadline   bool // a write deadline is set on the connection
 	status     int
 	code       string
 	retryAfter int
@@ -83,16 +85,25 @@ func newRequestID(now time.Time) string {
 	return string(b)
 }
 
-func (s *Server) begin(w http.ResponseWriter, r *http.Request) *exchange {
-	x := &exchange{s: s, w: w, r: r, rc: http.NewResponseController(w), start: s.now(), promptTokens: -1}
+func (s *Server) begin(w http.ResponseWriter, r *http.Request, label string) *exchange {
+	x := &exchange{s: s, w: w, r: r, label: label, rc: http.NewResponseController(w), start: s.now(), promptTokens: -1}
 	x.id = newRequestID(x.start)
 	w.Header()["X-Oneapi-Request-Id"] = []string{x.id}
 	s.metrics.inFlight.Inc()
 	return x
 }
 
+// writeWithin bounds how long the following writes to the client may block. Not every connection has deadlines; then the
+// server's own bounds hold.
+func (x *exchange) writeWithin(d time.Duration) {
+	x.deadline = x.rc.SetWriteDeadline(time.Now().Add(d)) == nil
+}
+
 // done writes the one wide record of the request.
 func (x *exchange) done() {
+	if x.deadline {
+		_ = x.rc.SetWriteDeadline(time.Time{}) // the next request on this connection has its own
+	}
 	x.s.metrics.inFlight.Dec()
 	x.s.metrics.observe(x)
 	level := slog.LevelDebug
@@ -103,7 +114,7 @@ func (x *exchange) done() {
 		return
 	}
 	attrs := []slog.Attr{
-		slog.String("request", x.id), slog.String("endpoint", x.endpoint.String()), slog.Int("status", x.status),
+		slog.String("request", x.id), slog.String("endpoint", x.label), slog.Int("status", x.status),
 		slog.String("code", x.code), slog.Duration("took", x.s.now().Sub(x.start)), slog.Int("retries", x.retries),
 	}
 	if x.user != nil {

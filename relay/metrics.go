@@ -22,7 +22,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: "in_flight", Help: "Requests being served."}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Namespace: ns, Subsystem: sub, Name: "requests_total", Help: "Requests by endpoint and HTTP status (200, 400, …).",
+			Namespace: ns, Subsystem: sub, Name: "requests_total", Help: "Requests by endpoint (those of relay/dialect, models, other) and HTTP status.",
 		}, []string{"endpoint", "status"}),
 		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: ns, Subsystem: sub, Name: "refusals_total",
@@ -59,7 +59,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 const upstreamCode = "upstream"
 
 func (m *metrics) observe(x *exchange) {
-	m.requests.WithLabelValues(x.endpoint.String(), strconv.Itoa(x.status)).Inc()
+	m.requests.WithLabelValues(x.label, strconv.Itoa(x.status)).Inc()
 	if x.event == nil && x.status >= 400 {
 		code := x.code
 		switch {

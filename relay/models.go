@@ -3,8 +3,7 @@ package relay
 import (
 	"encoding/json"
 	"net/http"
-
-	"github.com/labstack/echo/v4"
+	"strings"
 )
 
 // modelCreated is the creation time that New API reports for every model.
@@ -39,8 +38,8 @@ func (x *exchange) models() []modelEntry {
 }
 
 // listModels answers GET /v1/models.
-func (s *Server) listModels(w *echo.Response, r *http.Request) {
-	x := s.begin(w, r)
+func (s *Server) listModels(w http.ResponseWriter, r *http.Request) {
+	x := s.begin(w, r, "models")
 	defer x.done()
 	if p := x.authenticate(); p != nil {
 		x.fail(p)
@@ -50,8 +49,9 @@ func (s *Server) listModels(w *echo.Response, r *http.Request) {
 }
 
 // oneModel answers GET /v1/models/{id}. An unknown model is answered with an error object and, as New API does, status 200.
-func (s *Server) oneModel(w *echo.Response, r *http.Request, model string) {
-	x := s.begin(w, r)
+func (s *Server) oneModel(w http.ResponseWriter, r *http.Request) {
+	model := strings.TrimPrefix(r.URL.Path, "/v1/models/") // names may have slashes
+	x := s.begin(w, r, "models")
 	defer x.done()
 	if p := x.authenticate(); p != nil {
 		x.fail(p)

@@ -16,13 +16,7 @@ import (
 func (x *exchange) plain(resp *http.Response) {
 	body, err := upstream.ReadAll(resp.Body, maxPlainAnswer)
 	if err != nil {
-		x.void()
-		x.s.log.Warn("an upstream's answer could not be read", "request", x.id, "channel", x.channel.ID, "error", err)
-		code := "bad_response"
-		if errors.Is(err, upstream.ErrTooLarge) {
-			code = "bad_response_body"
-		}
-		x.fail(problem(http.StatusInternalServerError, code, "the upstream's answer could not be read"))
+		x.failRead(err)
 		return
 	}
 	if !gjson.ValidBytes(body) {
@@ -50,7 +44,7 @@ func (x *exchange) plain(resp *http.Response) {
 	}
 	x.wrote = true
 	x.first = x.s.now()
-	_ = x.rc.SetWriteDeadline(x.first.Add(clientPatience))
+	x.writeWithin(clientPatience)
 	h := x.w.Header()
 	contentType := resp.Header.Get("Content-Type")
 	if contentType == "" {
@@ -60,11 +54,34 @@ func (x *exchange) plain(resp *http.Response) {
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	x.w.WriteHeader(x.status)
 	_, _ = x.w.Write(body) // a client that left has been billed; there is nobody to tell
+	_ = x.rc.Flush()       // while the deadline stands
+}
+
+// failRead is for an answer that broke off. Nothing of it reached the client, so nothing is owed.
+func (x *exchange) failRead(err error) {
+	cut := x.ticket.WasCut()
+	x.void()
+	switch {
+	case cut:
+		x.retryAfter = 1
+		x.fail(rebuilding())
+		return
+	case x.req.Stream && x.r.Context().Err() != nil:
+		x.fail(clientGone())
+		return
+	}
+	x.s.log.Warn("an upstream's answer could not be read", "request", x.id, "channel", x.channel.ID, "error", err)
+	code := "bad_response"
+	if errors.Is(err, upstream.ErrTooLarge) {
+		code = "bad_response_body"
+	}
+	x.fail(problem(http.StatusInternalServerError, code, "the upstream's answer could not be read"))
 }
 
 // failSettle answers when the bill could not be made durable: the answer is withheld, because what is not recorded must
 // not be handed out (L1). The journal has failed by now, and the node refuses further requests.
 func (x *exchange) failSettle(err error) {
-	x.s.log.Error("an answer is withheld: its usage could not be recorded", "request", x.id, "error", err)
+	x.s.log.Error("an answer, or its end, is withheld: its usage could not be recorded", "request", x.id, "error", err)
+	x.retryAfter = journalRetry
 	x.fail(problem(http.StatusServiceUnavailable, codeJournal, "the node cannot record usage at the moment"))
 }

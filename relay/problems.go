@@ -20,6 +20,7 @@ const (
 	codeFull       = "node_full"
 	codeJournal    = "journal_failed"
 	codeStopping   = "node_stopping"
+	codeBodyFailed = "read_request_body_failed"
 )
 
 // refused is a refusal of the middleware kind: it comes before the relay proper and has no param.
@@ -32,6 +33,24 @@ func problem(status int, code, message string) *dialect.Problem {
 }
 
 func invalidToken() *dialect.Problem { return refused(http.StatusUnauthorized, "", "Invalid token") }
+
+func clientGone() *dialect.Problem {
+	return problem(statusClientGone, "client_gone", "the client closed the request")
+}
+
+// statusClientGone is nginx' status for a client that left; nobody receives it, but logs and metrics do.
+const statusClientGone = 499
+
+func rebuilding() *dialect.Problem {
+	return problem(http.StatusServiceUnavailable, codeRebuilding, "quotas are being rebuilt, try again shortly")
+}
+
+func noChannel(model, group string) *dialect.Problem {
+	return refused(http.StatusServiceUnavailable, "model_not_found", "No available channel for model "+model+" under group "+group)
+}
+
+// journalRetry is the Retry-After, in seconds, of a node that cannot record usage: another node, or this one restarted.
+const journalRetry = 5
 
 func notFound(r *http.Request) *dialect.Problem {
 	return &dialect.Problem{
@@ -46,13 +65,15 @@ func (x *exchange) admissionProblem(err error) (p *dialect.Problem, retryAfter i
 	switch {
 	case errors.As(err, &r):
 		return x.refusal(r)
+	case x.r.Context().Err() != nil:
+		return clientGone(), 0
 	case errors.Is(err, desk.ErrFull), errors.Is(err, journal.ErrFull):
 		return problem(http.StatusServiceUnavailable, codeFull, "the node is at its limit, try again shortly"), 1
 	case errors.Is(err, desk.ErrStopping):
 		return problem(http.StatusServiceUnavailable, codeStopping, "the node is shutting down, try again"), 1
 	case errors.Is(err, journal.ErrFailed):
 		x.s.log.Error("requests are refused: the journal cannot be written", "error", err)
-		return problem(http.StatusServiceUnavailable, codeJournal, "the node cannot record usage at the moment"), 5
+		return problem(http.StatusServiceUnavailable, codeJournal, "the node cannot record usage at the moment"), journalRetry
 	default:
 		x.s.log.Warn("requests are refused: no hold can be taken", "error", err)
 		return problem(http.StatusServiceUnavailable, codeNoCounters, "quotas cannot be checked at the moment, try again"), 1
@@ -62,7 +83,7 @@ func (x *exchange) admissionProblem(err error) (p *dialect.Problem, retryAfter i
 func (x *exchange) refusal(r *desk.Refusal) (*dialect.Problem, int) {
 	switch r.Outcome {
 	case ledger.OutcomeRebuilding:
-		return problem(http.StatusServiceUnavailable, codeRebuilding, "quotas are being rebuilt, try again shortly"), 1
+		return rebuilding(), 1
 	case ledger.OutcomeBusy:
 		return problem(http.StatusTooManyRequests, codeBusy,
 			"the remaining quota is held by requests that are still running, try again when they have finished"), 1
@@ -104,6 +125,8 @@ func (x *exchange) fail(p *dialect.Problem) {
 	if x.retryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(x.retryAfter))
 	}
+	x.writeWithin(clientPatience)
 	x.w.WriteHeader(p.Status)
 	_, _ = x.w.Write(body) // a client that left does not matter: nothing is owed
+	_ = x.rc.Flush()       // while the deadline stands
 }

@@ -10,6 +10,7 @@
 //	admit.go    body → hold
 //	attempt.go  channels, retries, upstream failures
 //	stream.go   a streamed answer
+//	quota.go    keeping a stream of unknown length paid for
 //	plain.go    an answer in one piece
 //	settle.go   the meter's result → usage event
 //	problems.go refusals and their codes
@@ -44,10 +45,8 @@ const (
 	streamReadBuffer = 16 << 10
 	// settleTimeout bounds the wait for the journal's fsync once the client may have gone.
 	settleTimeout = 30 * time.Second
-	// plainTimeout bounds an answer in one piece when RELAY_TIMEOUT sets no bound: the client may have gone, the bill goes on.
+	// plainTimeout bounds an answer in one piece, all tries together: its client may have gone long ago.
 	plainTimeout = 30 * time.Minute
-	// bodyTimeout bounds how long a client may take to send its body (slow loris).
-	bodyTimeout = 2 * time.Minute
 	// clientPatience is how long one write to a client may block before the client counts as gone.
 	clientPatience = time.Minute
 )
@@ -67,6 +66,7 @@ type Config struct {
 	StreamingTimeout time.Duration // STREAMING_TIMEOUT: silence between chunks; 300 s
 	RelayTimeout     time.Duration // RELAY_TIMEOUT: the whole request, streams included; 0 = none
 	OutputSlice      int64         // MAX_OUTPUT_TOKENS_DEFAULT: output tokens held at once when the client named no bound; 4096
+	BodyTimeout      time.Duration // how long a client may take to send its body (slow loris); 2 min
 	ForceUsage       bool          // FORCE_STREAM_OPTION
 	TrustedProxies   []netip.Prefix
 
@@ -93,8 +93,8 @@ type Server struct {
 	charged atomic.Int64
 	buffers sync.Pool // of *[streamReadBuffer]byte; one stream's steady memory, 16 KiB each
 
-	// noUsageOption remembers channels whose upstream refuses stream_options; bounded by the number of channels.
-	noUsageOption sync.Map
+	// noUsageOption remembers, by channel, the address whose upstream refuses stream_options; bounded by the number of channels.
+	noUsageOption sync.Map // int64 to string
 }
 
 // New builds a server.
@@ -107,6 +107,9 @@ func New(cfg Config) *Server {
 	}
 	if cfg.OutputSlice == 0 {
 		cfg.OutputSlice = 4096
+	}
+	if cfg.BodyTimeout == 0 {
+		cfg.BodyTimeout = 2 * time.Minute
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -134,19 +137,38 @@ func (s *Server) Mount(e *echo.Echo) {
 		return nil
 	})
 	e.GET("/v1/models", func(c echo.Context) error { s.listModels(c.Response(), c.Request()); return nil })
-	e.GET("/v1/models/:model", func(c echo.Context) error {
-		s.oneModel(c.Response(), c.Request(), c.Param("model"))
-		return nil
-	})
+	e.GET("/v1/models/*", func(c echo.Context) error { s.oneModel(c.Response(), c.Request()); return nil })
+	for _, path := range unimplemented {
+		e.Any(path, func(c echo.Context) error { s.unimplemented(c.Response(), c.Request()); return nil })
+	}
 	e.RouteNotFound("/v1/*", func(c echo.Context) error {
-		s.begin(c.Response(), c.Request()).fail(notFound(c.Request()))
+		x := s.begin(c.Response(), c.Request(), "other")
+		defer x.done()
+		x.fail(notFound(c.Request()))
 		return nil
 	})
 }
 
+// unimplemented are the routes of New API's that it names and does not serve.
+var unimplemented = []string{"/v1/files", "/v1/files/*", "/v1/fine-tunes", "/v1/fine-tunes/*", "/v1/images/variations"}
+
+// unimplemented answers as New API does: key and model are looked at first.
+func (s *Server) unimplemented(w http.ResponseWriter, r *http.Request) {
+	x := s.begin(w, r, "other")
+	defer x.done()
+	p := x.authenticate()
+	if p == nil {
+		x.endpoint = dialect.Embeddings // any that has no messages
+		if p = x.read(); p == nil || !p.Middleware {
+			p = problem(http.StatusNotImplemented, "api_not_implemented", "this endpoint is not implemented")
+		}
+	}
+	x.fail(p)
+}
+
 // serve relays one request.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, ep dialect.Endpoint) {
-	x := s.begin(w, r)
+	x := s.begin(w, r, ep.String())
 	x.endpoint = ep
 	defer x.done()
 	if p := x.authenticate(); p != nil {

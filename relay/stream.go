@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"ledgerline/relay/dialect"
@@ -12,12 +13,16 @@ import (
 	"ledgerline/relay/sse"
 )
 
-// deadlineEvery is how often a stream's write deadline is moved, so that moving it costs nothing per chunk.
-const deadlineEvery = clientPatience / 4
-
-// maxHeld bounds what is kept back of a stream until its usage event is durable, in bytes: the finish of 128 choices,
-// usage and [DONE] are far below.
-const maxHeld = 256 << 10
+const (
+	// deadlineEvery is how often a stream's write deadline is moved, so that moving it costs nothing per chunk.
+	deadlineEvery = clientPatience / 4
+	// maxHeld bounds what is kept back of a stream until its usage event is durable, in bytes: the finish of 128 choices,
+	// usage and [DONE] are far below.
+	maxHeld = 256 << 10
+	// lateWait is how long the relay goes on reading behind [DONE], for an upstream that reports its usage there. Most
+	// close the stream with it; the client waits for those that do not.
+	lateWait = 500 * time.Millisecond
+)
 
 // streaming is one stream on its way through.
 type streaming struct {
@@ -25,13 +30,42 @@ type streaming struct {
 	meter   *meter.Meter
 	scan    *sse.Scanner
 	batch   sse.Batch
+	watch   *watchdog
 	held    []byte // events kept back until the usage event is durable
-	checkAt int64  // progress at which the hold is extended or, when it is final, the text is counted
+	checkAt int64  // progress at which the hold is extended
+	countAt int64  // bytes of text at which it is counted again, once the hold is final
 	final   bool   // an extension was refused: paid is all there is
+	done    bool   // [DONE] came: whatever follows is kept back with it
 	ended   bool   // the relay ended the stream because the quota is used up
 	gone    bool   // the client is gone
 	broken  bool   // the stream was not a stream (an event too long)
+	failure error  // the open record is not durable: nothing may go out
 	nextDue time.Time
+}
+
+// watchdog ends a read of the upstream that takes too long. Only reading counts: while a chunk waits for the client, or for
+// more quota, the upstream is not silent.
+type watchdog struct {
+	timer   *time.Timer
+	reading atomic.Bool
+}
+
+func newWatchdog(cancel context.CancelFunc) *watchdog {
+	w := &watchdog{}
+	w.timer = time.AfterFunc(time.Hour, func() {
+		if w.reading.Load() {
+			cancel()
+		}
+	})
+	return w
+}
+
+func (w *watchdog) read(r io.Reader, buf []byte, patience time.Duration) (int, error) {
+	w.timer.Reset(patience)
+	w.reading.Store(true)
+	n, err := r.Read(buf)
+	w.reading.Store(false)
+	return n, err //nolint:wrapcheck // io.EOF has to stay io.EOF
 }
 
 // stream relays a stream byte-exact, flushed per upstream read, and keeps its last events back until the usage event is
@@ -40,15 +74,19 @@ func (x *exchange) stream(ctx context.Context, cancel context.CancelFunc, resp *
 	buf := x.s.buffers.Get().(*[streamReadBuffer]byte)
 	defer x.s.buffers.Put(buf)
 	st := &streaming{
-		x: x, scan: sse.NewScanner(x.s.cfg.MaxEvent),
-		meter: meter.New(x.meterConfig()),
+		x: x, scan: sse.NewScanner(x.s.cfg.MaxEvent), meter: meter.New(x.meterConfig()), watch: newWatchdog(cancel),
 	}
+	defer st.watch.timer.Stop()
 	st.planExtension()
-	silence := time.AfterFunc(x.s.cfg.StreamingTimeout, cancel)
-	defer silence.Stop()
-	for !st.ended && !st.gone && !st.broken {
-		n, err := resp.Body.Read(buf[:])
-		silence.Reset(x.s.cfg.StreamingTimeout)
+	patience, until := x.s.cfg.StreamingTimeout, time.Time{}
+	for st.going() {
+		if st.done {
+			if until.IsZero() {
+				until = time.Now().Add(lateWait)
+			}
+			patience = time.Until(until)
+		}
+		n, err := st.watch.read(resp.Body, buf[:], patience)
 		if n > 0 {
 			if ferr := st.scan.Feed(buf[:n]); ferr != nil {
 				x.s.log.Warn("an upstream's event is larger than allowed; the stream ends", "request", x.id, "channel", x.channel.ID)
@@ -58,14 +96,16 @@ func (x *exchange) stream(ctx context.Context, cancel context.CancelFunc, resp *
 			st.pump(ctx)
 		}
 		if err != nil {
-			if !errors.Is(err, io.EOF) && x.r.Context().Err() != nil {
-				st.gone = true
-			}
+			st.gone = st.gone || !errors.Is(err, io.EOF) && x.r.Context().Err() != nil
 			break
 		}
 	}
 	cancel() // the upstream stops producing what nobody will get
 	st.finish()
+}
+
+func (st *streaming) going() bool {
+	return !st.ended && !st.gone && !st.broken && st.failure == nil
 }
 
 // pump passes on the events that are complete.
@@ -81,25 +121,26 @@ func (st *streaming) pump(ctx context.Context) {
 
 // event decides on one event and reports whether the stream goes on.
 func (st *streaming) event(ctx context.Context, ev sse.Event) bool {
-	if ev.Data == nil {
-		st.pass(ev.Raw)
-		return true
-	}
 	step := st.meter.Data(ev.Data)
-	if step.Content && st.x.extends {
-		// Before the event goes out, so that nothing is sent that is not paid for. A piece of several tokens may cross the line;
-		// then the hold is all that is charged.
-		st.ended = !st.pay(ctx)
+	if step.Content && st.x.extends && !st.pay(ctx) {
+		// Nothing goes out that is not paid for. What came before stays, and the hold pays for all of it.
+		st.ended = true
+		return false
 	}
+	st.done = st.done || step.Done
+	last := step.Finish || step.UsageOnly || len(st.held) > 0 && !step.Content
 	switch {
 	case step.UsageOnly && !st.x.req.IncludeUsage && st.x.s.cfg.ForceUsage:
 		// The relay asked for it, the client did not.
-	case (step.Finish || step.UsageOnly || step.Done) && len(st.held) < maxHeld:
+	case st.done && len(st.held)+len(ev.Raw) > maxHeld:
+		st.broken = true // nobody sends that much behind an end
+		return false
+	case st.done || last && len(st.held)+len(ev.Raw) <= maxHeld:
 		st.held = append(st.held, ev.Raw...)
 	default:
 		st.pass(ev.Raw)
 	}
-	return !st.ended
+	return true
 }
 
 // pass queues bytes for the client. What was held back goes first: it was not the end after all.
@@ -113,8 +154,8 @@ func (st *streaming) pass(raw []byte) {
 	st.batch.Add(raw)
 }
 
-// flush sends the queue. The journal's slot is raised before the client gets anything (DESIGN 5), and the first byte waits for the
-// open record (L1).
+// flush sends the queue. The journal's slot is raised before the client gets anything (DESIGN 5), and the first byte waits
+// for the open record (L1).
 func (st *streaming) flush() {
 	out := st.batch.Bytes()
 	if len(out) == 0 {
@@ -129,7 +170,7 @@ func (st *streaming) flush() {
 	x.ticket.Progress(chunks, size)
 	if now := x.s.now(); now.After(st.nextDue) {
 		st.nextDue = now.Add(deadlineEvery)
-		_ = x.rc.SetWriteDeadline(now.Add(clientPatience))
+		x.writeWithin(clientPatience)
 	}
 	if _, err := x.w.Write(out); err != nil {
 		st.gone = true
@@ -145,130 +186,103 @@ func (st *streaming) begin() bool {
 	x := st.x
 	ctx, cancel := settleContext(x.r.Context())
 	defer cancel()
-	if err := x.ticket.Durable(ctx); err != nil {
-		x.s.log.Error("a stream is withheld: its open record could not be made durable", "request", x.id, "error", err)
-		st.gone = true
-		x.status = http.StatusServiceUnavailable
+	if st.failure = x.ticket.Durable(ctx); st.failure != nil {
 		return false
 	}
-	x.wrote, x.status = true, http.StatusOK
 	x.first = x.s.now()
+	x.beginStream()
+	return true
+}
+
+// beginStream sends the head of a streamed response.
+func (x *exchange) beginStream() {
+	x.wrote, x.status = true, http.StatusOK
 	h := x.w.Header()
 	h["Content-Type"] = []string{"text/event-stream"}
 	h["Cache-Control"] = []string{"no-cache"}
 	h["X-Accel-Buffering"] = []string{"no"}
 	x.w.WriteHeader(http.StatusOK)
-	return true
-}
-
-// planExtension sets the progress at which more is asked for: a quarter of a slice before what is paid is used up, so that
-// the stream rarely waits.
-func (st *streaming) planExtension() {
-	if st.x.extends {
-		st.checkAt = st.x.paid - st.x.s.cfg.OutputSlice*st.x.req.Outputs/4
-	}
-}
-
-// pay sees to it that what was streamed so far is paid for, and reports whether the stream may go on.
-func (st *streaming) pay(ctx context.Context) bool {
-	for st.meter.Progress() >= st.checkAt {
-		if !st.final {
-			st.extend(ctx)
-			continue
-		}
-		// The hold is final, so every token counts. Progress guesses high where tokens are long: the text itself is counted,
-		// ever more often as the end comes near.
-		left := st.x.paid - st.meter.Counted()
-		if left <= 0 {
-			return false
-		}
-		st.checkAt = st.meter.Progress() + max(1, left/2)
-	}
-	return true
-}
-
-// extend asks for another slice of output; near the limit for what is left.
-func (st *streaming) extend(ctx context.Context) {
-	x := st.x
-	slice := x.s.cfg.OutputSlice * x.req.Outputs
-	granted, left, err := x.ticket.Extend(ctx, x.quote.Hold(x.req.PromptBound(), x.paid+slice))
-	if granted {
-		x.paid += slice
-		st.planExtension()
-		return
-	}
-	st.final = true
-	if err != nil {
-		x.s.log.Warn("a hold could not be extended; the stream goes on as far as it is paid", "request", x.id, "error", err)
-	}
-	held := x.ticket.Amount()
-	if left > 0 {
-		if ok, _, err := x.ticket.Extend(ctx, held+left); err == nil && ok {
-			held = x.ticket.Amount()
-		}
-	}
-	// From here on every unit counts: what the hold pays for is computed at the exact price of the counted prompt.
-	x.paid = x.outputFor(held)
-	st.checkAt = min(st.meter.Progress(), x.paid)
 }
 
 // finish settles and sends the rest.
 func (st *streaming) finish() {
 	x := st.x
-	if !st.ended && !st.gone && !st.broken {
-		if ev, ok := st.scan.Flush(); ok {
-			st.event(context.WithoutCancel(x.r.Context()), ev)
-			st.flush()
+	if st.going() {
+		for ev, ok := st.scan.Flush(); ok && st.event(x.r.Context(), ev); {
+			ev, ok = st.scan.Flush()
 		}
+		st.flush()
 	}
-	cutByDesk := x.ticket.WasCut()
-	stopped := st.ended || st.gone || st.broken || cutByDesk
-	result := st.meter.Finish(stopped)
-	if result.Failed && !x.wrote {
-		x.void()
-		x.fail(&dialect.Problem{
-			Status: http.StatusInternalServerError, Code: "bad_response", Message: "the upstream failed before it answered",
-		})
+	if st.failure != nil {
+		x.void() // the client got nothing
+		x.failSettle(st.failure)
 		return
 	}
-	if x.status == 0 {
-		x.status = http.StatusOK
+	cut := x.ticket.WasCut()
+	result := st.meter.Finish(!st.going() || cut)
+	if result.Failed {
+		st.fail(cut)
+		return
 	}
-	if err := x.settle(&result, st.ended || cutByDesk); err != nil {
+	limited := (st.ended || cut) && !st.done
+	if st.ended {
+		// The piece that crossed the line was not sent.
+		result.Usage.Completion = min(result.Usage.Completion, x.paid)
+	}
+	x.status = http.StatusOK
+	if err := x.settle(&result, limited); err != nil {
 		// The last events are withheld: the client sees a broken stream, and the journal bills what it got.
-		x.s.log.Error("a stream's end is withheld: its usage could not be recorded", "request", x.id, "error", err)
-		if !x.wrote {
-			x.failSettle(err)
-		}
+		x.failSettle(err)
 		return
 	}
 	if st.gone {
 		return
 	}
-	st.sendEnd(&result, st.ended || cutByDesk)
+	out := st.held
+	if limited {
+		out = st.appendEnd(out, &result)
+	}
+	st.send(out)
 }
 
-// sendEnd sends what was held back or, where the relay ended the stream, a clean end with finish reason "length".
-func (st *streaming) sendEnd(result *meter.Result, length bool) {
+// fail ends a stream that brought no answer: nothing is owed.
+func (st *streaming) fail(cut bool) {
 	x := st.x
-	out := st.held
-	if length {
-		out = dialect.AppendLengthEnd(nil, x.endpoint, st.meter.Head(), st.meter.OpenChoices(x.req.Outputs))
-		if x.req.IncludeUsage {
-			out = dialect.AppendUsageChunk(out, x.endpoint, st.meter.Head(), result.Usage.Prompt, result.Usage.Completion)
+	x.void()
+	switch {
+	case x.wrote:
+		x.code = "upstream_failed"
+		if !st.gone {
+			st.send(st.held)
 		}
-		out = append(out, dialect.DoneEvent...)
+	case st.gone:
+		x.fail(clientGone())
+	case cut:
+		x.retryAfter = 1
+		x.fail(rebuilding())
+	default:
+		x.fail(problem(http.StatusInternalServerError, "empty_response", "the upstream ended its answer before it began"))
 	}
+}
+
+// appendEnd appends a clean end to a stream that the quota pays no further.
+func (st *streaming) appendEnd(out []byte, result *meter.Result) []byte {
+	x := st.x
+	out = dialect.AppendLengthEnd(out, x.endpoint, st.meter.Head(), st.meter.OpenChoices(x.req.Outputs))
+	if x.req.IncludeUsage {
+		out = dialect.AppendUsageChunk(out, x.endpoint, st.meter.Head(), result.Usage.Prompt, result.Usage.Completion)
+	}
+	return append(out, dialect.DoneEvent...)
+}
+
+// send sends the last bytes. The client has been billed; if it left, there is nobody to tell.
+func (st *streaming) send(out []byte) {
+	x := st.x
 	if !x.wrote {
-		h := x.w.Header()
-		h["Content-Type"] = []string{"text/event-stream"}
-		h["Cache-Control"] = []string{"no-cache"}
-		h["X-Accel-Buffering"] = []string{"no"}
-		x.wrote = true
-		x.w.WriteHeader(http.StatusOK)
+		x.beginStream()
 	}
-	_ = x.rc.SetWriteDeadline(x.s.now().Add(clientPatience))
+	x.writeWithin(clientPatience)
 	if _, err := x.w.Write(out); err == nil {
-		_ = x.rc.Flush() // the client has been billed; if it left, there is nobody to tell
+		_ = x.rc.Flush() // see above
 	}
 }

@@ -110,7 +110,8 @@ type Desk struct {
 	mu      sync.Mutex
 	own     *book
 	adopted []*book
-	ships   sync.WaitGroup
+	ships   sync.WaitGroup  // shippers, and what hands the releases of adopted journals to the queue
+	late    sync.WaitGroup  // settles whose fsync outlasted their request
 	shipCtx context.Context //nolint:containedctx // the shippers outlive the request that adopted their journal
 	open    atomic.Int64
 	leaving atomic.Bool
@@ -118,14 +119,23 @@ type Desk struct {
 
 // view is what the node knows of one partition's epoch.
 type view struct {
-	mu       sync.Mutex
-	epoch    uint64
-	open     bool
-	reported bool
-	earlier  map[*book]uint64 // while rebuilding: what each journal must have shipped before the node reports
-	tickets  map[ledger.ID]*Ticket
-	waiting  map[ledger.ID]struct{} // reserves under way and releases not yet taken: the sweep must leave them alone
-	changed  chan struct{}          // closed and replaced whenever epoch or open changes
+	mu      sync.Mutex
+	epoch   uint64
+	open    bool
+	earlier map[*book]uint64 // while rebuilding: what each journal must have shipped before the node reports for it
+	tickets map[ledger.ID]*Ticket
+	waiting map[ledger.ID]struct{} // reserves under way and releases not yet taken: the sweep must leave them alone
+	changed chan struct{}          // closed and replaced whenever epoch or open changes
+}
+
+// move notes another state of the epoch and wakes whoever waits for one. The caller holds mu.
+func (v *view) move(epoch uint64, open bool) {
+	if v.epoch == epoch && v.open == open {
+		return
+	}
+	v.epoch, v.open = epoch, open
+	close(v.changed)
+	v.changed = make(chan struct{})
 }
 
 // book is one journal that this process holds the lock of.

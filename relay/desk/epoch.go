@@ -3,6 +3,7 @@ package desk
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"ledgerline/ledger"
@@ -32,63 +33,51 @@ func (d *Desk) look(ctx context.Context) error {
 func (d *Desk) follow(ctx context.Context, st *ledger.Counters) error {
 	v := &d.views[st.Partition]
 	v.mu.Lock()
-	epoch, open, reported := v.epoch, v.open, v.reported
+	epoch := v.epoch
 	v.mu.Unlock()
 	switch {
-	case !st.Present || st.Foreign:
-		d.setView(v, epoch, false)
-		return nil
-	case st.Epoch < epoch:
-		// A stale answer, or a replica that lost the newest epoch: the consumer begins a higher one.
-		d.setView(v, epoch, false)
-		return nil
+	case !st.Present || st.Foreign || st.Epoch < epoch:
+		// Lost, or a stale answer, or a replica that lost the newest epoch: the consumer begins a higher one.
+		v.mu.Lock()
+		v.move(epoch, false)
+		v.mu.Unlock()
 	case st.Epoch > epoch && st.Open:
-		return d.missedEpoch(st)
+		d.missed(v, st)
 	case st.Epoch > epoch:
 		return d.reassert(ctx, v, st)
-	case !st.Open && !reported:
+	case !st.Open:
 		return d.report(ctx, v, st)
-	case st.Open && !open:
-		d.setView(v, epoch, true)
+	default:
+		v.mu.Lock()
+		v.move(epoch, true)
+		v.earlier = nil
+		v.mu.Unlock()
 	}
 	return nil
 }
 
-func (d *Desk) setView(v *view, epoch uint64, open bool) {
+// missed handles an epoch that opened without this node: what it holds in older epochs is not counted there, so its open
+// requests end now and are charged what was streamed. No ticket of an older epoch can enter afterwards.
+func (d *Desk) missed(v *view, st *ledger.Counters) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.epoch == epoch && v.open == open {
-		return
-	}
-	v.epoch, v.open = epoch, open
-	close(v.changed)
-	v.changed = make(chan struct{})
-}
-
-// missedEpoch handles an epoch that opened without this node: what it holds in older epochs is not counted there, so its
-// open requests end now and are charged what was streamed.
-func (d *Desk) missedEpoch(st *ledger.Counters) error {
-	v := &d.views[st.Partition]
-	v.mu.Lock()
 	cut := 0
 	for _, t := range v.tickets {
 		if !t.free && t.epoch < st.Epoch && t.cutNow() {
 			cut++
 		}
 	}
-	v.reported, v.earlier = true, nil
-	v.mu.Unlock()
+	v.earlier = nil
+	v.move(st.Epoch, true)
 	if cut > 0 {
 		d.metrics.cut.Add(float64(cut))
 		d.log.Warn("an epoch was opened without this node; its open requests of the partition end here",
 			"partition", st.Partition, "epoch", st.Epoch, "requests", cut)
 	}
-	d.setView(v, st.Epoch, true)
-	return nil
 }
 
-// reassert tells a rebuilding epoch of every hold that is open here, and journals an open record of the new epoch for each. The partition's
-// lock is held throughout, so no hold can slip in or out in between.
+// reassert tells a rebuilding epoch of every hold that is open here, and journals an open record of the new epoch for each. The
+// partition's lock is held throughout, so no hold can slip in or out in between.
 func (d *Desk) reassert(ctx context.Context, v *view, st *ledger.Counters) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -120,20 +109,17 @@ func (d *Desk) reassert(ctx context.Context, v *view, st *ledger.Counters) error
 		}
 		t.epoch, t.reopened = st.Epoch, reopened
 	}
-	v.earlier = map[*book]uint64{}
-	for _, b := range d.books() {
-		v.earlier[b] = b.journal.LastSeq(st.Partition)
-	}
-	v.epoch, v.open, v.reported = st.Epoch, false, false
-	close(v.changed)
-	v.changed = make(chan struct{})
+	v.earlier = map[*book]uint64{own: own.journal.LastSeq(st.Partition)}
+	v.move(st.Epoch, false)
 	d.log.Info("holds re-asserted into a new epoch", "partition", st.Partition, "epoch", st.Epoch, "holds", len(holds))
 	return nil
 }
 
-// report tells the rebuilding epoch that this node is done: its re-asserted holds are durable, and all that it (and the
-// journals it adopted) wrote earlier in this partition is in the log.
+// report tells the rebuilding epoch that this node is done: its re-asserted holds are durable, and all that it wrote
+// earlier in this partition is in the log. It reports for the journals that it adopted as well, once no request of this
+// process writes to them any more. A report that was lost is repeated.
 func (d *Desk) report(ctx context.Context, v *view, st *ledger.Counters) error {
+	books := slices.DeleteFunc(d.books(), func(b *book) bool { return b != d.current() && d.inUse(b) })
 	v.mu.Lock()
 	waits := make([]journal.Commit, 0, len(v.tickets))
 	for _, t := range v.tickets {
@@ -141,28 +127,29 @@ func (d *Desk) report(ctx context.Context, v *view, st *ledger.Counters) error {
 			waits = append(waits, t.reopened)
 		}
 	}
-	earlier := v.earlier
+	var ready []ledger.ID
+	for _, b := range books {
+		seq, known := v.earlier[b]
+		if !known && v.earlier != nil {
+			seq = b.journal.LastSeq(st.Partition)
+			v.earlier[b] = seq
+		}
+		if v.earlier != nil && b.journal.AckedThrough(st.Partition) >= seq && !slices.Contains(st.Reports, b.incarnation) {
+			ready = append(ready, b.incarnation)
+		}
+	}
 	v.mu.Unlock()
+	if len(ready) == 0 {
+		return nil
+	}
 	for _, c := range waits {
 		if err := c.Wait(ctx); err != nil {
 			return fmt.Errorf("make re-asserted holds durable: %w", err)
 		}
 	}
-	incarnations := make([]ledger.ID, 0, len(earlier))
-	for b, seq := range earlier {
-		if b.journal.AckedThrough(st.Partition) < seq {
-			return nil
-		}
-		incarnations = append(incarnations, b.incarnation)
-	}
-	if err := d.cfg.Counters.Report(ctx, st.Partition, st.Epoch, incarnations...); err != nil {
+	if err := d.cfg.Counters.Report(ctx, st.Partition, st.Epoch, ready...); err != nil {
 		return fmt.Errorf("report to epoch %d: %w", st.Epoch, err)
 	}
-	v.mu.Lock()
-	if v.epoch == st.Epoch {
-		v.reported = true
-	}
-	v.mu.Unlock()
 	return nil
 }
 
@@ -177,19 +164,18 @@ func (d *Desk) beat(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("beat: %w", err)
 	}
-	for _, id := range gone {
-		for _, b := range books {
-			if b.incarnation != id || b.gone.Swap(true) {
-				continue
-			}
-			d.log.Error("this node's journal was given up while it was away; its open requests end, late charges follow",
-				"incarnation", id)
-			if b == d.current() {
-				if err := d.renew(ctx, b); err != nil {
-					return err
-				}
+	for _, b := range books {
+		if b.gone.Load() || !slices.Contains(gone, b.incarnation) {
+			continue
+		}
+		d.log.Error("this node's journal was given up while it was away; its open requests end, late charges follow",
+			"incarnation", b.incarnation)
+		if b == d.current() {
+			if err := d.renew(ctx, b); err != nil {
+				return err
 			}
 		}
+		b.gone.Store(true)
 	}
 	return nil
 }
@@ -200,20 +186,21 @@ func (d *Desk) renew(ctx context.Context, old *book) error {
 	if err != nil {
 		return fmt.Errorf("go on as a new incarnation: %w", err)
 	}
+	// First the new book, then the cut: a request that enters in between finds that its book is not the current one.
+	d.mu.Lock()
+	d.own = own
+	d.adopted = append(d.adopted, old)
+	d.mu.Unlock()
 	for p := range d.views {
 		v := &d.views[p]
 		v.mu.Lock()
 		for _, t := range v.tickets {
-			if t.book == old {
+			if t.book == old && !t.free {
 				t.cutNow()
 			}
 		}
 		v.mu.Unlock()
 	}
-	d.mu.Lock()
-	d.own = own
-	d.adopted = append(d.adopted, old)
-	d.mu.Unlock()
 	d.startShipping(own)
 	return nil
 }

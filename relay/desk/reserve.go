@@ -52,10 +52,13 @@ var ErrFull = errors.New("the node is at its bound of open requests")
 // Reserve takes a hold and journals its open record; the record may still be on its way to the disk (Ticket.Durable).
 // Errors: *Refusal, ErrFull or journal.ErrFull, ErrStopping, or a fault (counters or database out of reach, journal failed).
 func (d *Desk) Reserve(ctx context.Context, o Order) (*Ticket, error) {
+	// Counted first: whoever leaves sees either the request or no request that is not refused.
+	open := d.open.Add(1)
 	if d.leaving.Load() {
+		d.open.Add(-1)
 		return nil, ErrStopping
 	}
-	if d.open.Add(1) > MaxOpen {
+	if open > MaxOpen {
 		d.open.Add(-1)
 		return nil, ErrFull
 	}
@@ -84,7 +87,10 @@ func (d *Desk) reserve(ctx context.Context, o *Order) (*Ticket, error) {
 		t.token = o.Token
 	}
 	if o.Free {
-		return t, d.enter(t, o, d.epochOf(p), 0)
+		if err := d.enter(t, o, d.epochOf(p), 0); err != nil {
+			return nil, err
+		}
+		return t, nil
 	}
 	v := &d.views[p]
 	v.mu.Lock()
@@ -116,6 +122,7 @@ func (d *Desk) ask(ctx context.Context, t *Ticket, o *Order) error {
 		v.mu.Lock()
 		epoch, open := v.epoch, v.open
 		v.mu.Unlock()
+		t.book = d.current()
 		if !open {
 			return &Refusal{Outcome: ledger.OutcomeRebuilding}
 		}
@@ -165,15 +172,15 @@ func (d *Desk) ask(ctx context.Context, t *Ticket, o *Order) error {
 	}
 }
 
-var errOtherEpoch = errors.New("the epoch changed while the hold was reserved")
+var errOtherEpoch = errors.New("the epoch, or the node's incarnation, changed while the hold was reserved")
 
-// enter books the ticket and journals its open record, unless the epoch it was reserved in has ended: then the answer
-// counts as lost (DESIGN 7).
+// enter books the ticket and journals its open record, unless the epoch it was reserved in has ended, or the incarnation
+// that it was reserved for: then the answer counts as lost (DESIGN 7).
 func (d *Desk) enter(t *Ticket, o *Order, epoch uint64, amount int64) error {
 	v := &d.views[t.partition]
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if !t.free && (v.epoch != epoch || !v.open) {
+	if !t.free && (v.epoch != epoch || !v.open || t.book != d.current()) {
 		return errOtherEpoch
 	}
 	rec := o.Open

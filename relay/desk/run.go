@@ -26,17 +26,19 @@ func (d *Desk) Run(ctx context.Context, drain time.Duration) error {
 		d.log.Error("journals of dead nodes could not be adopted; it is tried again", "error", err)
 	}
 	releaseCtx, stopReleases := context.WithCancel(context.WithoutCancel(ctx))
-	var background sync.WaitGroup
-	background.Go(func() { d.runReleases(releaseCtx) })
-	background.Go(func() { d.runMover(ctx) })
+	var releases, mover sync.WaitGroup
+	releases.Go(func() { d.runReleases(releaseCtx) })
+	mover.Go(func() { d.runMover(ctx) })
 	d.duties(ctx)
 
 	d.leaving.Store(true)
+	mover.Wait() // it writes to the journal that is closed next
 	err := d.leave(context.WithoutCancel(ctx), drain)
-	stopReleases()
-	background.Wait()
 	stopShipping()
 	d.ships.Wait()
+	d.late.Wait()
+	stopReleases()
+	releases.Wait()
 	return err
 }
 
@@ -94,12 +96,13 @@ func (d *Desk) adoptAll(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("look for journals to adopt: %w", err)
 	}
+	var failed []error // one that cannot be adopted must not keep the others
 	for _, id := range ids {
 		if err := d.adopt(ctx, id); err != nil {
-			return fmt.Errorf("adopt journal %s: %w", id, err)
+			failed = append(failed, fmt.Errorf("adopt journal %s: %w", id, err))
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 func (d *Desk) adopt(ctx context.Context, id ledger.ID) error {
@@ -144,7 +147,11 @@ func (d *Desk) adopt(ctx context.Context, id ledger.ID) error {
 	d.startShipping(b)
 	d.ships.Go(func() {
 		for _, call := range releases {
-			d.releases <- call
+			select {
+			case d.releases <- call:
+			case <-d.shipCtx.Done():
+				return // the next start does it again
+			}
 		}
 	})
 	d.log.Info("a journal was adopted", "incarnation", id, "open_requests", len(found.Opens), "holds_to_release", len(releases))
@@ -223,10 +230,15 @@ func (d *Desk) closeBook(ctx context.Context, b *book) error {
 func (d *Desk) leave(ctx context.Context, drain time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, drain)
 	defer cancel()
-	own := d.current()
-	for d.open.Load() > 0 || len(d.releases) > 0 || !own.shipped(d.cfg.Partitions) || d.inUse(own) || d.waitingReleases() {
+	beats := every{interval: beatEvery}
+	for d.busy() {
 		if err := d.look(ctx); err != nil && ctx.Err() == nil {
 			d.log.Warn("the node leaves while the counters are away", "error", err)
+		}
+		if beats.due(d.now()) {
+			if err := d.beat(ctx); err != nil && ctx.Err() == nil {
+				d.log.Warn("the node leaves while the database is away", "error", err)
+			}
 		}
 		if !pause(ctx, epochLook/10) {
 			d.log.Warn("the node stops with work left in its journal; the next start finishes it",
@@ -235,7 +247,7 @@ func (d *Desk) leave(ctx context.Context, drain time.Duration) error {
 			return nil
 		}
 	}
-	if err := d.closeBook(ctx, own); err != nil {
+	if err := d.closeBook(ctx, d.current()); err != nil {
 		d.log.Warn("the node's incarnation stays open for the next start to close", "error", err)
 		d.closeFiles()
 		return nil
@@ -246,6 +258,12 @@ func (d *Desk) leave(ctx context.Context, drain time.Duration) error {
 		}
 	}
 	return nil
+}
+
+// busy reports whether anything is left to do before the node's own incarnation can be closed.
+func (d *Desk) busy() bool {
+	own := d.current()
+	return d.open.Load() > 0 || len(d.releases) > 0 || !own.shipped(d.cfg.Partitions) || d.inUse(own) || d.waitingReleases()
 }
 
 func (d *Desk) waitingReleases() bool {

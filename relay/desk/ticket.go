@@ -177,6 +177,13 @@ func (t *Ticket) Settle(ctx context.Context, ev *ledger.Event) error {
 		return fmt.Errorf("journal usage event: %w", err)
 	}
 	if err := settled.Wait(ctx); err != nil {
+		// A disk that hangs may still take the record: then it will be applied, and the counters must hear of it too.
+		charged := ev.Charged
+		t.desk.late.Go(func() {
+			if settled.Err() == nil {
+				t.finish(epoch, charged)
+			}
+		})
 		return fmt.Errorf("make usage event durable: %w", err)
 	}
 	t.finish(epoch, ev.Charged)

@@ -1,0 +1,55 @@
+package relay
+
+import "context"
+
+// How a stream whose client named no bound stays paid for (DESIGN 6). Its hold covers a slice of output. Half a slice before
+// the end the hold is extended, which near the limit of an account is refused; then what is left is taken, and from there
+// on every token counts: the text itself is counted, ever more often as the end comes near.
+
+// planExtension sets the progress at which more is asked for. Progress guesses tokens from pieces and bytes; half a slice is
+// what it may guess too low.
+func (st *streaming) planExtension() {
+	if st.x.extends {
+		st.checkAt = st.x.paid - st.x.s.cfg.OutputSlice*st.x.req.Outputs/2
+	}
+}
+
+// pay sees to it that the text so far is paid for, and reports whether it is.
+func (st *streaming) pay(ctx context.Context) bool {
+	for !st.final && st.meter.Progress() >= st.checkAt {
+		st.extend(ctx)
+	}
+	if !st.final {
+		return true
+	}
+	_, size := st.meter.Content()
+	if size < st.countAt {
+		return true
+	}
+	left := st.x.paid - st.meter.Counted()
+	// A token is a byte at least, so that many bytes can pass uncounted.
+	st.countAt = size + max(left, 1)
+	return left >= 0
+}
+
+// extend asks for another slice of output; near the limit for what is left.
+func (st *streaming) extend(ctx context.Context) {
+	x := st.x
+	slice := x.s.cfg.OutputSlice * x.req.Outputs
+	granted, left, err := x.ticket.Extend(ctx, x.quote.Hold(x.req.PromptBound(), x.paid+slice))
+	if granted {
+		x.paid += slice
+		st.planExtension()
+		return
+	}
+	st.final = true
+	// What is left changes while others spend it, and the answer names one of two accounts: a few tries find the poorer one.
+	for try := 0; err == nil && !granted && left > 0 && try < 4; try++ {
+		granted, left, err = x.ticket.Extend(ctx, x.ticket.Amount()+left)
+	}
+	if err != nil {
+		x.s.log.Warn("a hold could not be extended; the stream goes on as far as it is paid", "request", x.id, "error", err)
+	}
+	x.paid = x.outputFor(x.ticket.Amount())
+	st.countAt = 0
+}
