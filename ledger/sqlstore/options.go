@@ -8,8 +8,8 @@ import (
 	"slices"
 )
 
-// MaxOptionBytes bounds an option's value (L7): a price table of ten thousand models takes about half of it.
-const MaxOptionBytes = 1 << 20
+// MaxOptionBytes bounds an option's value (L7): a price table of ten thousand models takes about an eighth of it.
+const MaxOptionBytes = 4 << 20
 
 // SetOption stores one option. Check the value first: nodes keep what they had if it does not parse, but New API would not.
 func (s *Store) SetOption(ctx context.Context, key, value string) error {

@@ -58,7 +58,7 @@ func (tx *Tx) ensureRoot(ctx context.Context, root NewUser) (created bool, err e
 		return false, err
 	}
 	if users == 0 {
-		if _, err := tx.createUser(ctx, root); err != nil {
+		if _, _, err := tx.createUser(ctx, root); err != nil {
 			return false, err
 		}
 	}

@@ -56,7 +56,7 @@ func (s *Store) CreateToken(ctx context.Context, t TokenRow, limit int64) (row T
 // limitToken puts a change of a token's limit into the outbox and returns its key.
 func (tx *Tx) limitToken(ctx context.Context, user, token, delta int64) (string, error) {
 	if delta > MaxGrant || delta < -MaxGrant {
-		return "", errGrant
+		return "", ErrGrant
 	}
 	random, err := randomText(20)
 	if err != nil {

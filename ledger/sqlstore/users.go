@@ -29,17 +29,23 @@ const MaxGrant = 1_000_000_000_000_000
 
 // CreateUser inserts a user, its account and, if it starts with quota, the credit event. ErrExists: the name is taken.
 func (s *Store) CreateUser(ctx context.Context, u NewUser) (id int64, err error) {
+	id, _, err = s.CreateUserKey(ctx, u)
+	return id, err
+}
+
+// CreateUserKey is CreateUser, and also returns the outbox key of the credit event, "" if there is none.
+func (s *Store) CreateUserKey(ctx context.Context, u NewUser) (id int64, key string, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
-		id, err = tx.createUser(ctx, u)
+		id, key, err = tx.createUser(ctx, u)
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("create user %q: %w", u.Username, err)
+		return 0, "", fmt.Errorf("create user %q: %w", u.Username, err)
 	}
-	return id, nil
+	return id, key, nil
 }
 
-func (tx *Tx) createUser(ctx context.Context, u NewUser) (int64, error) {
+func (tx *Tx) createUser(ctx context.Context, u NewUser) (id int64, key string, err error) {
 	if u.Group == "" {
 		u.Group = "default"
 	}
@@ -47,44 +53,45 @@ func (tx *Tx) createUser(ctx context.Context, u NewUser) (int64, error) {
 		u.DisplayName = u.Username
 	}
 	if u.Quota < 0 || u.Quota > MaxGrant {
-		return 0, errGrant
+		return 0, "", ErrGrant
 	}
 	aff, err := randomText(4)
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	now := tx.s.now().Unix()
 	result, err := tx.Exec(ctx, "INSERT INTO users (`username`, `password`, `display_name`, `role`, `status`, `email`, `quota`, `used_quota`, "+
 		"`request_count`, `group`, `aff_code`, `inviter_id`, `setting`, `remark`, `created_at`) VALUES (?,?,?,?,?,?,0,0,0,?,?,?,'',?,?)",
 		u.Username, u.Password, u.DisplayName, u.Role, UserEnabled, u.Email, u.Group, aff, u.InviterID, u.Remark, now)
 	if isDuplicate(err) {
-		return 0, ErrExists
+		return 0, "", ErrExists
 	}
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
-	id, err := result.LastInsertId()
+	id, err = result.LastInsertId()
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	if err := tx.EnsureAccount(ctx, ledger.Account{Kind: ledger.UserAccount, ID: id}, id); err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	if u.Quota != 0 {
-		if _, err := tx.grant(ctx, credit{id, u.Username, u.Quota, "signup", u.Note}); err != nil {
-			return 0, err
+		if key, err = tx.grant(ctx, credit{id, u.Username, u.Quota, "signup", u.Note}); err != nil {
+			return 0, "", err
 		}
 	}
 	if u.InviterID > 0 {
 		if _, err := tx.Exec(ctx, "UPDATE users SET aff_count = COALESCE(aff_count, 0) + 1 WHERE id = ?", u.InviterID); err != nil {
-			return 0, fmt.Errorf("count the invitation: %w", err)
+			return 0, "", fmt.Errorf("count the invitation: %w", err)
 		}
 	}
 	tx.Changed(ChangeUser, id)
-	return id, tx.audit(ctx, fmt.Sprintf("created user %s (ID: %d, role: %d)", u.Username, id, u.Role))
+	return id, key, tx.audit(ctx, fmt.Sprintf("created user %s (ID: %d, role: %d)", u.Username, id, u.Role))
 }
 
-var errGrant = fmt.Errorf("a change of quota is at most %d units", int64(MaxGrant))
+// ErrGrant means that a change of quota is larger than MaxGrant.
+var ErrGrant = fmt.Errorf("a change of quota is at most %d units", int64(MaxGrant))
 
 // credit is quota to give to a user, or to take if the amount is negative.
 type credit struct {
@@ -107,7 +114,7 @@ func (tx *Tx) grant(ctx context.Context, c credit) (key string, err error) {
 // grantOnce is grant for a business fact that has a name of its own: it can count only once.
 func (tx *Tx) grantOnce(ctx context.Context, c credit, name string) (key string, err error) {
 	if c.amount > MaxGrant || c.amount < -MaxGrant {
-		return "", errGrant
+		return "", ErrGrant
 	}
 	key = businessKey(c.user, c.word, name)
 	_, err = tx.Outbox(ctx, ledger.Event{

@@ -16,8 +16,8 @@ import (
 // AutoGroup is the group of a token that takes the first of a list of groups that has a channel for the model.
 const AutoGroup = "auto"
 
-// maxRetries bounds the option RetryTimes (L7): each retry is a whole upstream request that the client waits for.
-const maxRetries = 20
+// MaxRetries bounds the option RetryTimes (L7): each retry is a whole upstream request that the client waits for.
+const MaxRetries = 20
 
 // Routes is one state of channels, options and prices. It is immutable.
 type Routes struct {
@@ -146,7 +146,7 @@ func newSettings(options map[string]string, log *slog.Logger) Settings {
 		}
 		return n
 	}
-	s.RetryTimes = int(number("RetryTimes", 0, maxRetries))
+	s.RetryTimes = int(number("RetryTimes", 0, MaxRetries))
 	s.QuotaPerUnit = number("QuotaPerUnit", 1, 1<<40)
 	for line := range strings.SplitSeq(get("AutomaticDisableKeywords"), "\n") {
 		if line = strings.ToLower(strings.TrimSpace(line)); line != "" {
