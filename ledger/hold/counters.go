@@ -76,7 +76,7 @@ type Inspection interface {
 
 // News carries "something changed" between nodes; a message can be lost, so it only ever hastens what polling finds anyway.
 type News interface {
-	// Notify sends payload to every Watch.
+	// Notify sends payload to every Watch, in no particular order with others.
 	Notify(ctx context.Context, payload []byte) error
 	// Watch calls fn for every message until ctx is done, and returns its error. It calls fn with nil whenever messages may have
 	// been missed: once at its begin, and after every gap in the connection.

@@ -18,7 +18,12 @@ func TestRedis(t *testing.T) {
 // connect returns counters on a server, under keys and channels of the test's own.
 func connect(t testing.TB, url string) *hold.Redis {
 	t.Helper()
-	r, err := hold.NewRedis(hold.RedisConfig{URL: url, Prefix: ledgertest.UniqueName("hold") + ":"})
+	return connectAs(t, hold.RedisConfig{URL: url, Prefix: ledgertest.UniqueName("hold") + ":"})
+}
+
+func connectAs(t testing.TB, cfg hold.RedisConfig) *hold.Redis {
+	t.Helper()
+	r, err := hold.NewRedis(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

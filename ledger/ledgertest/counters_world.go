@@ -128,14 +128,15 @@ func (w *counterWorld) reserve() {
 	}
 }
 
-// load reads a snapshot of the database, of all accounts or one.
+// load reads a snapshot of the database, of all accounts or some. It may be late.
 func (w *counterWorld) load() {
+	offset := max(0, w.mysql-w.rand.Int64N(3))
 	balances := map[ledger.Account]ledger.Balance{}
 	for _, a := range worldAccounts[w.rand.IntN(len(worldAccounts)):] {
-		balances[a] = w.fold(a, w.mysql)
+		balances[a] = w.fold(a, offset)
 	}
-	w.tell("load %v at %d", balances, w.mysql)
-	w.must(w.c.Load(w.Context(), ledger.LoadCall{Partition: w.partition, Epoch: w.epoch, Offset: w.mysql, Balances: balances}))
+	w.tell("load %v at %d", balances, offset)
+	w.must(w.c.Load(w.Context(), ledger.LoadCall{Partition: w.partition, Epoch: w.epoch, Offset: offset, Balances: balances}))
 }
 
 func (w *counterWorld) fold(a ledger.Account, to int64) (b ledger.Balance) {

@@ -43,7 +43,6 @@ if split then return { done, split } end
 local function plus(lo, hi, morelo, morehi)
   lo, hi = lo + morelo, hi + morehi
   if lo >= LIMB then lo, hi = lo - LIMB, hi + 1 elseif lo < 0 then lo, hi = lo + LIMB, hi - 1 end
-  if hi >= LIMB / 2 then hi = hi - LIMB elseif hi < -LIMB / 2 then hi = hi + LIMB end
   return lo, hi
 end
 

@@ -36,7 +36,6 @@ end
 
 local function put(rec, at, lo, hi)
   if lo >= LIMB then lo, hi = lo - LIMB, hi + 1 elseif lo < 0 then lo, hi = lo + LIMB, hi - 1 end
-  if hi >= LIMB / 2 then hi = hi - LIMB elseif hi < -LIMB / 2 then hi = hi + LIMB end
   rec[at], rec[at + 1] = lo, hi
 end
 

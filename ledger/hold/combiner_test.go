@@ -1,0 +1,157 @@
+package hold
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+)
+
+// flights is a fake of the way to Redis: trips wait until they are let go.
+type flights struct {
+	started chan []*call
+	land    chan error
+}
+
+func (f *flights) fly(calls []*call) {
+	f.started <- calls
+	err := <-f.land
+	for _, c := range calls {
+		c.err = err
+	}
+}
+
+func testCombiner(trips int) (*combiner, *flights) {
+	f := &flights{make(chan []*call), make(chan error)}
+	return newCombiner(trips, f.fly), f
+}
+
+func newTestCall() *call { return &call{done: make(chan struct{})} }
+
+// start calls do in a goroutine of its own, and returns where its error will come.
+func start(ctx context.Context, c *combiner, calls ...*call) <-chan error {
+	ended := make(chan error, 1)
+	go func() { ended <- c.do(ctx, calls...) }()
+	synctest.Wait()
+	return ended
+}
+
+func TestCombinerCoalesces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, f := testCombiner(2)
+		const callers = 100
+		var ends []<-chan error
+		for range callers {
+			ends = append(ends, start(t.Context(), c, newTestCall()))
+		}
+		// The first two calls left at once and alone; all others gathered behind them.
+		for range 2 {
+			if calls := <-f.started; len(calls) != 1 {
+				t.Fatalf("a trip with %d calls, want 1", len(calls))
+			}
+		}
+		f.land <- nil
+		if calls := <-f.started; len(calls) != callers-2 {
+			t.Fatalf("a trip with %d calls, want %d", len(calls), callers-2)
+		}
+		f.land <- nil
+		f.land <- nil
+		for _, end := range ends {
+			if err := <-end; err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s := c.read(); s.Trips != 3 || s.Calls != callers || s.Waiting != 0 || s.Failures != 0 {
+			t.Fatalf("stats %+v", s)
+		}
+	})
+}
+
+func TestCombinerBoundsATrip(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, f := testCombiner(1)
+		first := start(t.Context(), c, newTestCall())
+		calls := make([]*call, MaxTrip+10)
+		for i := range calls {
+			calls[i] = newTestCall()
+		}
+		many := start(t.Context(), c, calls...)
+		<-f.started
+		f.land <- nil
+		for _, want := range [][]*call{calls[:MaxTrip], calls[MaxTrip:]} {
+			got := <-f.started
+			if len(got) != len(want) || got[0] != want[0] || got[len(got)-1] != want[len(want)-1] {
+				t.Fatalf("a trip with %d calls, want %d in order", len(got), len(want))
+			}
+			f.land <- nil
+		}
+		if err := errors.Join(<-first, <-many); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestCombinerPassesErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, f := testCombiner(1)
+		lost := errors.New("lost")
+		end := start(t.Context(), c, newTestCall(), newTestCall())
+		<-f.started
+		f.land <- lost
+		if err := <-end; !errors.Is(err, lost) {
+			t.Fatalf("error %v", err)
+		}
+		if s := c.read(); s.Failures != 2 {
+			t.Fatalf("stats %+v", s)
+		}
+	})
+}
+
+// A caller that leaves takes along what has not left yet; its call that is under way goes on, and so do the others'.
+func TestCombinerAbandons(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, f := testCombiner(1)
+		first := start(t.Context(), c, newTestCall())
+		<-f.started
+		gone := errors.New("the client has gone")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		leaves, stays := start(ctx, c, newTestCall()), start(t.Context(), c, newTestCall())
+		cancel(gone)
+		if err := <-leaves; !errors.Is(err, gone) {
+			t.Fatalf("error %v", err)
+		}
+		f.land <- nil
+		if calls := <-f.started; len(calls) != 1 {
+			t.Fatalf("a trip with %d calls, want the one that stayed", len(calls))
+		}
+		f.land <- nil
+		if err := errors.Join(<-first, <-stays); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestCombinerIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, f := testCombiner(1)
+		first := start(t.Context(), c, newTestCall())
+		<-f.started
+		ctx, cancel := context.WithCancel(t.Context())
+		calls := make([]*call, MaxWaiting)
+		for i := range calls {
+			calls[i] = newTestCall()
+		}
+		many := start(ctx, c, calls...)
+		if err := c.do(t.Context(), newTestCall()); !errors.Is(err, ErrOverloaded) {
+			t.Fatalf("error %v", err)
+		}
+		cancel()
+		if err := <-many; !errors.Is(err, context.Canceled) {
+			t.Fatalf("error %v", err)
+		}
+		f.land <- nil
+		if err := <-first; err != nil {
+			t.Fatal(err)
+		}
+	})
+}
