@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"net/http"
+	"strings"
 
 	"github.com/ClickHouse/ch-go/compress"
 )
@@ -49,6 +51,23 @@ func (b *blocks) Read(p []byte) (int, error) {
 	n := copy(p, b.rest)
 	b.rest = b.rest[n:]
 	return n, nil
+}
+
+// framed marks the context of an INSERT whose body is in frames.
+type framed struct{}
+
+// frameTransport tells ClickHouse that a body is in frames. As a setting of the call it would also go with the greeting that
+// the driver sends on a new connection, and make that unreadable.
+type frameTransport struct{ http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (t frameTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if q := r.URL.Query(); r.Context().Value(framed{}) != nil && strings.HasPrefix(q.Get("query"), "INSERT") {
+		q.Set("decompress", "1")
+		r = r.Clone(r.Context())
+		r.URL.RawQuery = q.Encode()
+	}
+	return t.RoundTripper.RoundTrip(r)
 }
 
 func appendBlock(dst []byte, columns []column, rows []Row) []byte {

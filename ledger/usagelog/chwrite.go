@@ -103,8 +103,7 @@ func (c *ClickHouse) insert(ctx context.Context, table string, columns []column,
 	statement := "INSERT INTO " + table + " (" + namesOf(columns) + ")"
 	var err error
 	if c.http {
-		set["decompress"] = 1
-		ctx = clickhouse.Context(ctx, clickhouse.WithSettings(set))
+		ctx = context.WithValue(clickhouse.Context(ctx, clickhouse.WithSettings(set)), framed{}, true)
 		err = c.conn.InsertFormat(ctx, "Native", statement, newBlocks(columns, rows))
 	} else {
 		ctx = clickhouse.Context(ctx, clickhouse.WithSettings(set))

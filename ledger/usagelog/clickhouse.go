@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"strings"
 	"time"
 
@@ -38,6 +39,7 @@ func OpenClickHouse(ctx context.Context, cfg Config) (*ClickHouse, error) {
 	for name, value := range settings {
 		o.Settings[name] = value
 	}
+	o.TransportFunc = func(t *http.Transport) (http.RoundTripper, error) { return frameTransport{t}, nil }
 	conn, err := clickhouse.Open(o)
 	if err != nil {
 		return nil, fmt.Errorf("open usage log: %w", err)

@@ -66,6 +66,25 @@ func TestMergesKeepTheLowestPlace(t *testing.T) {
 	}
 }
 
+// TestNewConnectionsInsert: whichever call a connection is made for, it works.
+func TestNewConnectionsInsert(t *testing.T) {
+	s := open(t, configs["clickhouse"](t))
+	var all sync.WaitGroup
+	for p := range 8 {
+		all.Go(func() {
+			r := requestAt(t, int64(p), 20*day, func(e *ledger.Event) { e.User = int64(p + 1) })
+			r.Partition = p
+			if err := s.Append(t.Context(), batchOf(p, usagelog.Position{}, int64(p)+1, []ledger.Record{r})); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if list, err := s.List(t.Context(), usagelog.Filter{}, usagelog.Page{Limit: 10}); err != nil || list.Total != 8 {
+		t.Errorf("List = %+v, %v; want 8 rows", list, err)
+	}
+}
+
 func TestTTL(t *testing.T) {
 	ctx, cfg := t.Context(), configs["clickhouse"](t)
 	now := time.Unix(20_000*day, 0)

@@ -188,8 +188,9 @@ func TestLogsView(t *testing.T) {
 			cfg := config(t)
 			s := open(t, cfg)
 			r := requestAt(t, 0, 20*day, nil)
-			for range 2 {
-				if err := (suite{s}).Append(t.Context(), 0, 1, []ledger.Record{r}); err != nil {
+			for offset := range int64(2) { // a copy must not count
+				r.Offset = offset
+				if err := (suite{s}).Append(t.Context(), 0, offset+1, []ledger.Record{r}); err != nil {
 					t.Fatal(err)
 				}
 			}
