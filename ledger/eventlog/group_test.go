@@ -29,6 +29,9 @@ func (o *owners) member(t *testing.T, client *eventlog.Client, group, name strin
 	g := eventlog.NewGroup(client, eventlog.GroupConfig{ID: group, Partitions: partitions, Logger: testLogger(t)})
 	go func() {
 		done <- g.Run(ctx, func(ctx context.Context, p int) {
+			if p >= partitions {
+				t.Errorf("partition %d was assigned, the ledger has %d", p, partitions)
+			}
 			o.mu.Lock()
 			if o.owned[p] != "" {
 				o.clashes++

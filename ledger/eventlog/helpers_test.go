@@ -80,6 +80,7 @@ type journal struct {
 	mu      sync.Mutex
 	parcels []ledger.Parcel
 	next    int
+	limit   int // Next hands out this many at most; 0: all
 	prev    map[int]uint64
 	acked   map[int]uint64
 	wrong   []string // breaches of the Source contract
@@ -146,13 +147,17 @@ func (j *journal) end() {
 func (j *journal) Next(ctx context.Context, max int) ([]ledger.Parcel, error) {
 	for {
 		j.mu.Lock()
-		if n := min(max, len(j.parcels)-j.next); n > 0 {
+		ready := len(j.parcels)
+		if j.limit > 0 {
+			ready = min(ready, j.limit)
+		}
+		if n := min(max, ready-j.next); n > 0 {
 			batch := slices.Clone(j.parcels[j.next : j.next+n])
 			j.next += n
 			j.mu.Unlock()
 			return batch, nil
 		}
-		ended := j.ended
+		ended := j.ended && j.next == len(j.parcels)
 		j.mu.Unlock()
 		if ended {
 			return nil, io.EOF
@@ -186,14 +191,21 @@ func (j *journal) allAcked() bool {
 	return true
 }
 
-func (j *journal) waitAcked(t testing.TB) {
+// waitFor waits until want, asked under the lock, holds.
+func (j *journal) waitFor(t testing.TB, want func() bool) {
 	t.Helper()
 	deadline := time.After(60 * time.Second)
-	for !j.allAcked() {
+	for {
+		j.mu.Lock()
+		ok := want()
+		j.mu.Unlock()
+		if ok {
+			return
+		}
 		select {
 		case <-j.moved:
 		case <-deadline:
-			t.Fatalf("not everything was acknowledged: have %v, want %v", j.acked, j.prev)
+			t.Fatalf("waited in vain: acknowledged %v of %v", j.acked, j.prev)
 		}
 	}
 }
@@ -209,7 +221,7 @@ func (j *rereading) Reread(_ context.Context, partition int, after uint64, maxBy
 	defer j.mu.Unlock()
 	j.rereads++
 	var found []ledger.Parcel
-	for _, p := range j.parcels[:j.next] {
+	for _, p := range j.parcels { // also what Next has not returned yet
 		if p.Partition == partition && p.Seq > after && (len(found) == 0 || maxBytes > 0) {
 			found = append(found, p)
 			maxBytes -= len(p.Value)

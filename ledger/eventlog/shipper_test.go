@@ -181,7 +181,36 @@ func TestStuckPartitionBlocksNobody(t *testing.T) {
 	if j.rereads == 0 {
 		t.Error("nothing was reread: the test tested nothing")
 	}
-	checkShipped(t, client, j.journal)
+	if got := checkShipped(t, client, j.journal); got.duplicates > 0 {
+		t.Errorf("%d events were shipped twice, by Next and by Reread", got.duplicates)
+	}
+}
+
+// What a reread brought before Next did is not shipped again.
+func TestRereadMayRunAhead(t *testing.T) {
+	client, broker := embeddedLog(t, 1)
+	shipper := eventlog.NewShipper(client, eventlog.ShipperConfig{LaneBytes: 16 << 10, Spacing: -1})
+	stuck := broker.Cluster().Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas, Count: -1})
+	j := &rereading{journal: newJournal(1, 1)}
+	j.limit = 100
+	j.add(t, 200, 0)
+	wait := ship(t, t.Context(), shipper, j)
+	if err := stuck.Wait(t.Context(), 2); err != nil {
+		t.Fatal(err)
+	}
+	stuck.Remove()
+	j.waitFor(t, func() bool { return j.acked[0] >= 100 })
+	j.mu.Lock()
+	j.limit = 0
+	j.mu.Unlock()
+	poke(j.more)
+	j.end()
+	if err := wait(); err != nil {
+		t.Fatal(err)
+	}
+	if got := checkShipped(t, client, j.journal); got.duplicates > 0 || j.rereads == 0 {
+		t.Errorf("%d events were shipped twice, with %d rereads", got.duplicates, j.rereads)
+	}
 }
 
 // A source that cannot be reread is held up instead, and nothing is lost.
