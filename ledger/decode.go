@@ -10,7 +10,8 @@ import (
 )
 
 // Decode reads an event. Errors: ErrNewer (wrapped) for an unknown kind or higher version, otherwise what is wrong; an event
-// that is well formed and only cannot be applied comes with its error. The strings of the event share one copy of value, so keeping one of them keeps about a kilobyte: clone what goes into a long-lived map.
+// that is well formed and only cannot be applied comes with its error. The strings of the event share one copy of value, so
+// keeping one of them keeps about a kilobyte: clone what goes into a long-lived map.
 func Decode(value []byte) (Event, error) {
 	var e Event
 	err := decode(value, &e, nil)
