@@ -4,10 +4,12 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 )
 
@@ -37,14 +39,19 @@ func exitCode(err error, stderr io.Writer) int {
 		return 0
 	case errors.Is(err, errReported):
 		return 1
+	case errors.Is(err, flag.ErrHelp):
+		return 0
 	case errors.As(err, &usage):
-		fmt.Fprintln(stderr, "ledgerline:", err)
+		fmt.Fprintln(stderr, "ledgerline:", oneLine(err))
 		return 2
 	default:
-		fmt.Fprintln(stderr, "ledgerline:", err)
+		fmt.Fprintln(stderr, "ledgerline:", oneLine(err))
 		return 1
 	}
 }
+
+// oneLine puts errors that were joined into one line: logs and people read lines.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // command is one subcommand.
 type command struct {

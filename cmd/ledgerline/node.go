@@ -81,7 +81,7 @@ func newNode(ctx context.Context, cfg *config, log *slog.Logger) (*node, error) 
 	n := &node{cfg: cfg, log: log, reg: prometheus.NewRegistry(), started: time.Now()}
 	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make data folder: %w", err)
+		return nil, fmt.Errorf("make data folder (DATA_DIR=%s): %w", cfg.DataDir, err)
 	}
 	var err error
 	if n.stores, err = openStores(ctx, cfg, log); err != nil {
@@ -106,6 +106,9 @@ func (n *node) build(ctx context.Context) error {
 	}
 	shipper := eventlog.NewShipper(n.events, eventlog.ShipperConfig{Registerer: n.reg, Logger: n.log})
 	var err error
+	if err := os.MkdirAll(n.cfg.JournalDir, 0o700); err != nil {
+		return fmt.Errorf("make journal folder (JOURNAL_DIR=%s): %w", n.cfg.JournalDir, err)
+	}
 	n.desk, err = desk.New(ctx, desk.Config{
 		Node: n.cfg.NodeName, Partitions: n.stores.log.Partitions, Journal: n.journalConfig(), Counters: n.counters,
 		Bank: bank{n.db}, Outbox: outbox{n.db}, Logger: n.log, Metrics: n.reg,

@@ -69,11 +69,11 @@ func serveCommand(ctx context.Context, args []string, getenv func(string) string
 	return n.run(ctx, func(ctx context.Context) error { return n.serve(ctx, ln, stdout) })
 }
 
-// parseFlags parses and turns mistakes into usage errors. The flag package has printed them.
+// parseFlags parses and turns mistakes into usage errors. The flag package has printed them, and the flags if they were asked for.
 func parseFlags(flags *flag.FlagSet, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
-			return usagef("see the flags above")
+			return err //nolint:wrapcheck // the flags are printed; it ends with exit code 0
 		}
 		return usagef("%v", err)
 	}
@@ -120,6 +120,9 @@ func (n *node) serve(ctx context.Context, ln net.Listener, stdout io.Writer) err
 		ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug),
 	}
 	if stdout != nil {
+		if n.rootPassword != "" {
+			fmt.Fprintf(stdout, "First start: log in as root, password %s (it is not shown again)\n", n.rootPassword)
+		}
 		fmt.Fprintf(stdout, "Ledgerline %s serves http://127.0.0.1:%d (%s)\n", version, ln.Addr().(*net.TCPAddr).Port, n.mode())
 	}
 	served := make(chan error, 1)

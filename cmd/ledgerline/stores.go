@@ -5,7 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/go-sql-driver/mysql"
+	goredis "github.com/redis/go-redis/v9"
 
 	"ledgerline/ledger/eventlog"
 	"ledgerline/ledger/hold"
@@ -50,18 +55,25 @@ func openStores(ctx context.Context, cfg *config, log *slog.Logger) (s stores, e
 }
 
 func openDatabase(ctx context.Context, cfg *config, s *stores, log *slog.Logger) error {
-	err := patiently(ctx, log, "SQL_DSN", func(ctx context.Context) (err error) {
+	open := func(ctx context.Context) (err error) {
 		s.db, err = sqlstore.Open(ctx, sqlstore.Config{
 			DSN: cfg.SQLDSN, SQLitePath: cfg.SQLitePath, MaxIdle: cfg.SQLMaxIdle, MaxOpen: cfg.SQLMaxOpen,
 			MaxLifetime: time.Duration(cfg.SQLMaxLifetime) * time.Second, Logger: log,
 		})
 		return err
-	})
-	if err != nil {
+	}
+	if isFile(cfg.SQLDSN) {
+		if err := open(ctx); err != nil {
+			return fmt.Errorf("the database file %s cannot be used (SQLITE_PATH, or DATA_DIR): %w", cfg.SQLitePath, err)
+		}
+	} else if err := patiently(ctx, log, "SQL_DSN", open); err != nil {
 		return err
 	}
 	return prepareSchema(ctx, cfg, s.db, log)
 }
+
+// isFile reports whether a DSN means SQLite: a file needs no waiting for.
+func isFile(dsn string) bool { return dsn == "" || strings.HasPrefix(dsn, "local") }
 
 // prepareSchema migrates on a master and waits for the master on a slave.
 func prepareSchema(ctx context.Context, cfg *config, db *sqlstore.Store, log *slog.Logger) error {
@@ -141,6 +153,7 @@ func openCounters(ctx context.Context, cfg *config, s *stores, log *slog.Logger)
 	if pool == 0 {
 		pool = cfg.RedisConnPoolSize
 	}
+	goredis.SetLogger(redisLog{log})
 	redis, err := hold.NewRedis(hold.RedisConfig{
 		URL: cfg.RedisURL, Password: cfg.RedisPassword, MasterName: cfg.RedisMaster, PoolSize: pool, Logger: log,
 	})
@@ -152,6 +165,14 @@ func openCounters(ctx context.Context, cfg *config, s *stores, log *slog.Logger)
 		return nil, err
 	}
 	return redis, nil
+}
+
+// redisLog takes the lines that go-redis would print to standard error by itself: what matters of them is in the errors.
+type redisLog struct{ log *slog.Logger }
+
+// Printf implements go-redis's logger.
+func (l redisLog) Printf(ctx context.Context, format string, v ...any) {
+	l.log.DebugContext(ctx, "redis client", "message", fmt.Sprintf(format, v...))
 }
 
 func openUsage(ctx context.Context, cfg *config, log *slog.Logger) (usagelog.Store, error) {
@@ -182,8 +203,11 @@ func patiently(ctx context.Context, log *slog.Logger, what string, f func(contex
 	wait := retryStart
 	for said := false; ; {
 		err := f(ctx)
-		if err == nil || ctx.Err() != nil || !worthWaiting(err) || time.Now().After(deadline) {
-			return err
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || !worthWaiting(err) || time.Now().After(deadline) {
+			return fmt.Errorf("%s: %w", what, err)
 		}
 		if !said {
 			log.Warn("waiting", "for", what, "at_most", engineWait, "error", err)
@@ -192,7 +216,7 @@ func patiently(ctx context.Context, log *slog.Logger, what string, f func(contex
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return err
+			return fmt.Errorf("%s: %w", what, err)
 		}
 		wait = min(2*wait, retryCeiling)
 	}
@@ -202,7 +226,24 @@ func patiently(ctx context.Context, log *slog.Logger, what string, f func(contex
 func worthWaiting(err error) bool {
 	var usage *usageError
 	return !errors.As(err, &usage) && !errors.Is(err, sqlstore.ErrSchemaNewer) && !errors.Is(err, hold.ErrUnfit) &&
-		!errors.Is(err, eventlog.ErrFewPartitions)
+		!errors.Is(err, eventlog.ErrFewPartitions) && !refusesLogin(err)
+}
+
+// refusesLogin reports whether an engine answered that the account, its password or the database in the address is wrong.
+func refusesLogin(err error) bool {
+	if my, ok := errors.AsType[*mysql.MySQLError](err); ok {
+		switch my.Number {
+		case 1044, 1045, 1049, 1130: // no access to the database, wrong password, unknown database, host not allowed
+			return true
+		}
+	}
+	if ch, ok := errors.AsType[*clickhouse.Exception](err); ok {
+		switch ch.Code {
+		case 81, 192, 193, 194, 516: // unknown database, unknown user, wrong and missing password, authentication failed
+			return true
+		}
+	}
+	return goredis.HasErrorPrefix(err, "WRONGPASS") || goredis.HasErrorPrefix(err, "NOAUTH")
 }
 
 func (s *stores) close(log *slog.Logger) {

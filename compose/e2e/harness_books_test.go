@@ -1,0 +1,308 @@
+package e2e
+
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+	_ "github.com/go-sql-driver/mysql" // the cluster's database
+	"github.com/google/go-cmp/cmp"
+
+	"ledgerline/ledger"
+	"ledgerline/ledger/hold"
+)
+
+// partitions is KAFKA_PARTITIONS of every site.
+const partitions = 4
+
+// books reads what the stores say, from outside: plain SQL, and Redis's own figures.
+type books struct {
+	t     testing.TB
+	site  *site
+	db    *sql.DB     // MySQL or SQLite
+	usage *sql.DB     // ClickHouse or SQLite
+	hot   *hold.Redis // nil when the counters live in the node
+}
+
+func openBooks(s *site) *books {
+	s.t.Helper()
+	b := &books{t: s.t, site: s}
+	var err error
+	if s.embedded {
+		const readers = "?_pragma=busy_timeout(30000)"
+		data := filepath.Join(s.nodes[0].dir, "data")
+		b.db = b.sql(sql.Open("sqlite", "file:"+filepath.Join(data, "ledgerline.db")+readers))
+		b.usage = b.sql(sql.Open("sqlite", "file:"+filepath.Join(data, "usage.db")+readers))
+		return b
+	}
+	b.db = b.sql(sql.Open("mysql", s.env["SQL_DSN"]))
+	options, err := clickhouse.ParseDSN(s.env["LOG_SQL_DSN"])
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	b.usage = b.sql(clickhouse.OpenDB(options), nil)
+	if b.hot, err = hold.NewRedis(hold.RedisConfig{URL: s.env["REDIS_CONN_STRING"]}); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = b.hot.Close() })
+	return b
+}
+
+func (b *books) sql(db *sql.DB, err error) *sql.DB {
+	b.t.Helper()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+// exec changes a row behind the program's back and requires that it did.
+func (b *books) exec(statement string, args ...any) {
+	b.t.Helper()
+	if _, err := b.db.ExecContext(b.t.Context(), statement, args...); err != nil {
+		b.t.Fatalf("%s: %v", statement, err)
+	}
+}
+
+// number reads one figure.
+func (b *books) number(query string, args ...any) (n int64) {
+	b.t.Helper()
+	if err := b.db.QueryRowContext(b.t.Context(), query, args...).Scan(&n); err != nil {
+		b.t.Fatalf("%s: %v", query, err)
+	}
+	return n
+}
+
+// billed is a row of the usage log.
+type billed struct {
+	user, token, channel, quota, requests, prompt, completion int64
+	kind                                                      string
+}
+
+// bills returns the usage log's rows by request id.
+func (b *books) bills() (map[string]billed, error) {
+	final := ""
+	if !b.site.embedded {
+		final = " FINAL"
+	}
+	rows, err := b.usage.QueryContext(b.t.Context(), "SELECT request_id, user_id, token_id, channel_id, quota, requests, prompt_tokens, completion_tokens, kind FROM ledger_usage"+
+		final+" WHERE kind IN ('usage.settled', 'usage.recovered')")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	out := map[string]billed{}
+	for rows.Next() {
+		var id string
+		var r billed
+		if err := rows.Scan(&id, &r.user, &r.token, &r.channel, &r.quota, &r.requests, &r.prompt, &r.completion, &r.kind); err != nil {
+			return nil, err
+		}
+		if _, twice := out[id]; twice {
+			return nil, fmt.Errorf("request %s is billed twice", id)
+		}
+		out[id] = r
+	}
+	return out, rows.Err()
+}
+
+// served is what the upstream says of a request: of its attempts, the one that was answered.
+func (b *books) served() map[string]servedRequest {
+	out := map[string]servedRequest{}
+	for _, r := range b.site.upstream.Records() {
+		if r.Status == 200 {
+			out[r.Request] = servedRequest{user: r.User, prompt: r.Prompt, completion: r.Completion, finished: r.Finished, key: r.Key}
+		}
+	}
+	return out
+}
+
+type servedRequest struct {
+	user, key          string
+	prompt, completion int64
+	finished           bool
+}
+
+// total is what an account is said to have.
+type total struct{ Left, Charged, Requests int64 }
+
+// settled waits until every request that the upstream served is in the usage log and in the balances, and compares all
+// figures with the oracle: each bill, and per user, key and channel every column of every store. granted says what each
+// account was given.
+func (b *books) settled(seen []seen, accounts ...*account) {
+	b.t.Helper()
+	var bills map[string]billed
+	served := b.served()
+	eventually(b.t, "every request is in the usage log", func() (err error) {
+		if bills, err = b.bills(); err != nil {
+			return err
+		}
+		for id := range served {
+			if _, there := bills[id]; !there {
+				return fmt.Errorf("request %s is not there (%d of %d are)", id, len(bills), len(served))
+			}
+		}
+		return nil
+	})
+	b.compareBills(bills, served, seen)
+	b.compareColumns(bills, accounts)
+}
+
+// compareBills holds every bill against what the upstream served and what the client got.
+func (b *books) compareBills(bills map[string]billed, served map[string]servedRequest, saw []seen) {
+	b.t.Helper()
+	clients := make(map[string]seen, len(saw))
+	for _, s := range saw {
+		clients[s.id] = s
+	}
+	var exact, bounded, recovered int
+	for id, bill := range bills {
+		up, known := served[id]
+		if !known {
+			if bill.quota != 0 {
+				b.t.Errorf("request %s is billed %d and the upstream knows nothing of it", id, bill.quota)
+			}
+			continue
+		}
+		if bill.kind == "usage.recovered" {
+			recovered++
+		}
+		least, most := int64(0), price(up.prompt, up.completion)
+		if c, answered := clients[id]; answered && c.chunks > 0 {
+			least = price(up.prompt, c.chunks)
+			if c.whole {
+				least = most
+			}
+		}
+		if least == most {
+			exact++
+		} else {
+			bounded++
+		}
+		if bill.quota < least || bill.quota > most {
+			b.t.Errorf("request %s (%s) is billed %d; the client got %d, the upstream produced %d (%+v)", id, bill.kind, bill.quota, least, most, up)
+		}
+	}
+	for id, c := range clients {
+		if _, there := bills[id]; c.whole && !there {
+			b.t.Errorf("request %s came to its end and is billed nowhere", id)
+		}
+	}
+	b.t.Logf("%d bills are exact, %d within what the client got and the upstream produced; %d were recovered", exact, bounded, recovered)
+}
+
+// compareColumns holds every figure that the stores keep per account against the sum of the bills.
+func (b *books) compareColumns(bills map[string]billed, accounts []*account) {
+	b.t.Helper()
+	want := map[ledger.Account]total{}
+	for _, u := range accounts {
+		want[ledger.Account{Kind: ledger.UserAccount, ID: u.user}] = total{Left: u.granted}
+		want[ledger.Account{Kind: ledger.TokenAccount, ID: u.token}] = total{Left: u.limit}
+	}
+	add := func(a ledger.Account, bill billed) {
+		t := want[a]
+		t.Charged, t.Requests, t.Left = t.Charged+bill.quota, t.Requests+bill.requests, t.Left-bill.quota
+		want[a] = t
+	}
+	for _, bill := range bills {
+		add(ledger.Account{Kind: ledger.UserAccount, ID: bill.user}, bill)
+		add(ledger.Account{Kind: ledger.TokenAccount, ID: bill.token}, bill)
+		add(ledger.Account{Kind: ledger.ChannelAccount, ID: bill.channel}, bill)
+	}
+	for a := range want {
+		if a.ID == 0 {
+			delete(want, a)
+		}
+	}
+	eventually(b.t, "the balances have every request", func() error {
+		return errors.Join(b.columns(want), b.truth(want), b.counters(want))
+	})
+}
+
+// columns compares New API's columns.
+func (b *books) columns(want map[ledger.Account]total) error {
+	for a, w := range want {
+		var got total
+		var err error
+		switch a.Kind {
+		case ledger.UserAccount:
+			err = b.db.QueryRowContext(b.t.Context(), "SELECT quota, used_quota, request_count FROM users WHERE id = ?", a.ID).Scan(&got.Left, &got.Charged, &got.Requests)
+		case ledger.TokenAccount:
+			got.Requests = w.Requests
+			err = b.db.QueryRowContext(b.t.Context(), "SELECT remain_quota, used_quota FROM tokens WHERE id = ?", a.ID).Scan(&got.Left, &got.Charged)
+		case ledger.ChannelAccount:
+			got.Left, got.Requests = w.Left, w.Requests
+			err = b.db.QueryRowContext(b.t.Context(), "SELECT used_quota FROM channels WHERE id = ?", a.ID).Scan(&got.Charged)
+		}
+		if err != nil {
+			return fmt.Errorf("columns of %v: %w", a, err)
+		}
+		if got != w {
+			return fmt.Errorf("columns of %v (-want +got):\n%s", a, cmp.Diff(w, got))
+		}
+	}
+	return nil
+}
+
+// truth compares ledger_accounts.
+func (b *books) truth(want map[ledger.Account]total) error {
+	got := map[string]total{}
+	rows, err := b.db.QueryContext(b.t.Context(), "SELECT kind, id, SUM(granted), SUM(charged), SUM(requests) FROM ledger_accounts GROUP BY kind, id")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var kind string
+		var id, granted, charged, requests int64
+		if err := rows.Scan(&kind, &id, &granted, &charged, &requests); err != nil {
+			return err
+		}
+		got[fmt.Sprint(kind, "/", id)] = total{granted - charged, charged, requests}
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	for a, w := range want {
+		if diff := cmp.Diff(w, got[a.String()]); diff != "" {
+			return fmt.Errorf("ledger_accounts of %v (-want +got):\n%s", a, diff)
+		}
+	}
+	return nil
+}
+
+// counters compares what is loaded in Redis: nothing is held any more, and the sums are those of the bills.
+func (b *books) counters(want map[ledger.Account]total) error {
+	if b.hot == nil {
+		return nil
+	}
+	for p := range partitions {
+		err := b.hot.All(b.t.Context(), p, func(h ledger.HotAccount) error {
+			w, asked := want[h.Account]
+			if !h.Loaded || !asked {
+				return nil
+			}
+			if h.Charged != w.Charged || h.Granted-h.Charged != w.Left || h.Held != 0 || h.Settled != 0 {
+				return fmt.Errorf("Redis, %v: want charged %d, left %d, nothing open; got %+v", h.Account, w.Charged, w.Left, h)
+			}
+			return nil
+		}, func(h ledger.OpenHold) error { return fmt.Errorf("Redis still has the hold %+v", h) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// verified runs `ledgerline verify` and requires that everything agrees.
+func (s *site) verified() {
+	s.t.Helper()
+	if got := s.run("verify"); got.code != 0 || !strings.Contains(got.stdout, "verify: OK") {
+		s.t.Errorf("verify: exit code %d\n%s%s", got.code, got.stdout, got.stderr)
+	}
+}

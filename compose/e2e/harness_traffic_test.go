@@ -1,0 +1,291 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/tidwall/gjson"
+
+	"ledgerline/relay/relaytest"
+)
+
+// order is one request that a client makes.
+type order struct {
+	account    *account
+	stream     bool
+	prompt     int64 // tokens that the upstream reports; the prompt has as many bytes, what wraps a message included
+	completion int64
+	delay      time.Duration // between the upstream's chunks
+	more       map[string]any
+}
+
+// seen is what a client saw of its request in the end.
+type seen struct {
+	order  order
+	id     string // request id, "" if no answer came
+	status int    // 0: no answer
+	code   string // of a refusal
+	chunks int64  // content chunks of a stream, or completion tokens of a whole answer
+	whole  bool   // the answer came to its end
+	finish string
+	tries  int
+}
+
+// messageBytes is what the relay adds to the text of a message when it bounds a prompt.
+const messageBytes = 16
+
+// body is the request as it goes out. What the upstream is to answer travels in metadata.
+func (o *order) body() []byte {
+	script := relaytest.DefaultScript()
+	script.User, script.Prompt, script.Completion, script.Delay = o.account.name, o.prompt, o.completion, o.delay
+	in := map[string]any{
+		"model": model, "stream": o.stream, "max_tokens": o.completion,
+		"messages": []any{map[string]any{"role": "user", "content": strings.Repeat("x", int(max(1, o.prompt-messageBytes)))}},
+		"metadata": map[string]any{"mock": script.String()},
+	}
+	for k, v := range o.more {
+		in[k] = v
+	}
+	b, err := json.Marshal(in)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// send makes one request of one node, once.
+func send(ctx context.Context, c *http.Client, url string, o order) seen {
+	s := seen{order: o, tries: 1}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/chat/completions", bytes.NewReader(o.body()))
+	if err != nil {
+		return s
+	}
+	req.Header.Set("Authorization", "Bearer "+o.account.key)
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := c.Do(req)
+	if err != nil {
+		return s
+	}
+	defer func() { _ = resp.Body.Close() }()
+	s.id, s.status = resp.Header.Get("X-Oneapi-Request-Id"), resp.StatusCode
+	if resp.StatusCode == http.StatusOK && o.stream {
+		s.read(resp.Body)
+		return s
+	}
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return s
+	}
+	if resp.StatusCode != http.StatusOK {
+		s.code = gjson.GetBytes(text, "error.code").String()
+		return s
+	}
+	s.chunks, s.whole = gjson.GetBytes(text, "usage.completion_tokens").Int(), true
+	s.finish = gjson.GetBytes(text, "choices.0.finish_reason").String()
+	return s
+}
+
+// read counts the content chunks of a stream; a chunk is a token.
+func (s *seen) read(from io.Reader) {
+	lines := bufio.NewScanner(from)
+	for lines.Scan() {
+		data, ok := bytes.CutPrefix(lines.Bytes(), []byte("data: "))
+		switch {
+		case !ok:
+		case string(data) == "[DONE]":
+			s.whole = true
+		default:
+			choice := gjson.GetBytes(data, "choices.0")
+			if choice.Get("delta.content").String() != "" {
+				s.chunks++
+			}
+			if reason := choice.Get("finish_reason").String(); reason != "" {
+				s.finish = reason
+			}
+		}
+	}
+}
+
+// comeBack reports whether a client that reads the answer's status tries again.
+func (s *seen) comeBack() bool {
+	return s.status == 0 || s.status == http.StatusTooManyRequests || s.status == http.StatusServiceUnavailable
+}
+
+// clients are many users of a site at once.
+type clients struct {
+	http *http.Client
+	mu   sync.Mutex
+	all  []seen
+	open atomic.Int64
+}
+
+func newClients(t testing.TB) *clients {
+	c := &clients{http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 128, DisableCompression: true}}}
+	t.Cleanup(c.http.CloseIdleConnections)
+	return c
+}
+
+// ask makes a request, again at the next node for as long as the answer says so or the node is away, until ctx ends.
+func (c *clients) ask(ctx context.Context, urls []string, n int, o order) seen {
+	c.open.Add(1)
+	defer c.open.Add(-1)
+	var s seen
+	for try := 1; ; try++ {
+		s = send(ctx, c.http, urls[(n+try)%len(urls)], o)
+		s.tries = try
+		// Only a request that surely was not begun is made again, so that none is made twice: refusals, and no connection.
+		c.mu.Lock()
+		c.all = append(c.all, s)
+		c.mu.Unlock()
+		if !s.comeBack() || ctx.Err() != nil {
+			return s
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return s
+		}
+	}
+}
+
+// ids are the requests that were answered with 200, whole or not.
+func (c *clients) answered() []seen {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []seen
+	for _, s := range c.all {
+		if s.status == http.StatusOK {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func (s *site) urls() []string {
+	urls := make([]string, len(s.nodes))
+	for i, n := range s.nodes {
+		urls[i] = n.url()
+	}
+	return urls
+}
+
+// traceOrders makes requests of the shipped trace for the given accounts in turn, every second a stream. Figures are cut to
+// keep a test short; their spread stays.
+func traceOrders(t testing.TB, count int, accounts []*account) []order {
+	t.Helper()
+	var out []order
+	for row, err := range relaytest.Excerpt() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(out) == count {
+			break
+		}
+		out = append(out, order{
+			account: accounts[len(out)%len(accounts)], stream: (len(out)/len(accounts))%2 == 0,
+			prompt: max(messageBytes+1, row.Context%4000), completion: max(1, row.Generated%80),
+		})
+	}
+	if len(out) < count {
+		t.Fatalf("the trace has only %d rows", len(out))
+	}
+	return out
+}
+
+// play makes all requests, so many at once, and returns when all have an answer.
+func (s *site) play(c *clients, at int, orders []order) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), 2*patience)
+	defer cancel()
+	work := make(chan int)
+	var all sync.WaitGroup
+	urls := s.urls()
+	for range at {
+		all.Go(func() {
+			for i := range work {
+				c.ask(ctx, urls, i, orders[i])
+			}
+		})
+	}
+	for i := range orders {
+		select {
+		case work <- i:
+		case <-ctx.Done():
+			s.t.Errorf("the traffic did not end within %s", 2*patience)
+		}
+	}
+	close(work)
+	all.Wait()
+}
+
+// stream of requests that goes on in the background, so that something is always under way.
+type traffic struct {
+	*clients
+	stop func()
+}
+
+// background keeps up to `at` requests under way, with pauses between them so that the machine breathes.
+func (s *site) background(at int, accounts []*account) *traffic {
+	s.t.Helper()
+	tr := &traffic{clients: newClients(s.t)}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(s.t.Context()))
+	ending := make(chan struct{})
+	var all sync.WaitGroup
+	urls, orders := s.urls(), traceOrders(s.t, 500, accounts)
+	for w := range at {
+		all.Go(func() {
+			for i := w; ; i += at {
+				o := orders[i%len(orders)]
+				o.completion, o.delay = min(o.completion, 40), 2*time.Millisecond
+				tr.ask(ctx, urls, i, o)
+				select {
+				case <-ending:
+					return
+				case <-time.After(20 * time.Millisecond):
+				}
+			}
+		})
+	}
+	var once sync.Once
+	tr.stop = func() {
+		once.Do(func() {
+			close(ending)
+			timer := time.AfterFunc(patience, cancel)
+			all.Wait()
+			timer.Stop()
+			cancel()
+		})
+	}
+	s.t.Cleanup(func() { cancel(); tr.stop() })
+	return tr
+}
+
+// moreDone waits until so many more requests have come to their end.
+func (tr *traffic) moreDone(t testing.TB, more int) {
+	t.Helper()
+	count := func() (n int) {
+		for _, s := range tr.answered() {
+			if s.whole {
+				n++
+			}
+		}
+		return n
+	}
+	want := count() + more
+	eventually(t, "the traffic goes on", func() error {
+		if n := count(); n < want {
+			return fmt.Errorf("%d of %d requests", n, want)
+		}
+		return nil
+	})
+}
