@@ -215,6 +215,12 @@ func (c *config) check() error {
 	if c.SessionSecret == "random_string" {
 		return usagef(`SESSION_SECRET="random_string": replace the example by a secret of your own, the same on every node`)
 	}
+	if key := strings.TrimPrefix(c.RootToken, "sk-"); key != "" && !isKey(key, sqlstore.KeyLength, sqlstore.KeyLength) {
+		return usagef("INITIAL_ROOT_TOKEN: %d letters and digits are needed, with or without sk- before them", sqlstore.KeyLength)
+	}
+	if c.RootAccess != "" && !isKey(c.RootAccess, 29, 32) {
+		return usagef("INITIAL_ROOT_ACCESS_TOKEN: 29 to 32 letters and digits are needed")
+	}
 	if err := sqlstore.CheckDSN(c.SQLDSN); err != nil {
 		return usagef("%v", err)
 	}
@@ -227,6 +233,12 @@ func (c *config) check() error {
 		}
 	}
 	return c.finish()
+}
+
+// isKey reports whether s is made of letters and digits and has a length from least to most.
+func isKey(s string, least, most int) bool {
+	plain := func(r rune) bool { return r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' }
+	return len(s) >= least && len(s) <= most && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0
 }
 
 // finish fills in what follows from other values.

@@ -34,6 +34,8 @@ func TestBadValues(t *testing.T) {
 		"brokers":          {map[string]string{"KAFKA_BROKERS": "kafka"}, []string{"KAFKA_BROKERS", "kafka", "host:port"}},
 		"proxies":          {map[string]string{"TRUSTED_PROXIES": "10.0.0.0/8,nginx"}, []string{"TRUSTED_PROXIES", "nginx"}},
 		"time zone":        {map[string]string{"TZ": "Mars/Base"}, []string{"TZ", "Mars/Base"}},
+		"root key":         {map[string]string{"INITIAL_ROOT_TOKEN": "sk-short"}, []string{"INITIAL_ROOT_TOKEN", "48"}},
+		"root access":      {map[string]string{"INITIAL_ROOT_ACCESS_TOKEN": "not-a-token-because-of-dashes-x"}, []string{"INITIAL_ROOT_ACCESS_TOKEN", "29 to 32"}},
 		"interval":         {map[string]string{"BATCH_UPDATE_INTERVAL": "0"}, []string{"BATCH_UPDATE_INTERVAL", "0", "1 to 3600"}},
 	} {
 		t.Run(name, func(t *testing.T) {

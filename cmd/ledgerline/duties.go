@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -10,6 +12,7 @@ import (
 	"ledgerline/consumers"
 	"ledgerline/consumers/quota"
 	"ledgerline/ledger/journal"
+	"ledgerline/ledger/sqlstore"
 	"ledgerline/relay"
 	"ledgerline/relay/console"
 )
@@ -80,12 +83,47 @@ func (n *node) firstStart(ctx context.Context) error {
 	if created {
 		n.rootPassword = password
 	}
+	if err := n.initialKeys(ctx); err != nil {
+		return err
+	}
 	opened, err := n.db.OpenAccounts(ctx)
 	if err != nil {
 		return fmt.Errorf("take opening balances: %w", err)
 	}
 	if opened.Users+opened.Tokens > 0 && !created {
 		n.log.Info("opening balances were taken of an existing database", "users", opened.Users, "tokens", opened.Tokens, "channels", opened.Channels)
+	}
+	return nil
+}
+
+// initialKeys gives root the keys of INITIAL_ROOT_TOKEN and INITIAL_ROOT_ACCESS_TOKEN. It does so at every start that names
+// them, so a start that was killed in the middle is made good; what is there stays, and a deleted key does not come back.
+func (n *node) initialKeys(ctx context.Context) error {
+	if n.cfg.RootToken == "" && n.cfg.RootAccess == "" {
+		return nil
+	}
+	root, _, err := n.db.UserPassword(ctx, "root")
+	if err != nil {
+		return fmt.Errorf("give root its initial keys: %w", err)
+	}
+	if n.cfg.RootToken != "" {
+		key := strings.TrimPrefix(n.cfg.RootToken, "sk-")
+		row := sqlstore.TokenRow{UserID: root, Key: key, Name: "Initial Root Token", ExpiredTime: -1, Unlimited: true}
+		if _, _, err := n.db.CreateToken(ctx, row, 0); err != nil && !errors.Is(err, sqlstore.ErrExists) {
+			return fmt.Errorf("give root its initial API key: %w", err)
+		}
+	}
+	if n.cfg.RootAccess == "" {
+		return nil
+	}
+	_, _, err = n.db.EditUser(ctx, root, func(e *sqlstore.UserEdit) error {
+		if e.AccessToken == "" {
+			e.AccessToken = n.cfg.RootAccess
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("give root its initial access token: %w", err)
 	}
 	return nil
 }
