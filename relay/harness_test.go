@@ -4,13 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -71,10 +71,12 @@ func newStack(t testing.TB, script relaytest.Script) *stack {
 	s.must(err)
 	_, err = s.events.EnsureTopic(t.Context(), partitions)
 	s.must(err)
+	// Whole prices, so that every token shows in a bill: a prompt token costs 10, an output token 40.
+	s.options("ModelRatio", `{"`+model+`":10,"embedder":1,"instruct":2,"gratis":0}`, "ModelPrice", `{"per-call":0.002}`)
 	s.up, err = relaytest.Start("", relaytest.Options{Script: script})
 	s.must(err)
 	t.Cleanup(func() { _ = s.up.Close() })
-	s.channel(sqlstore.ChannelRow{Name: "mock", BaseURL: s.up.URL, Models: model + ",text-embedding-3-small,gpt-3.5-turbo-instruct"})
+	s.channel(sqlstore.ChannelRow{Name: "mock", BaseURL: s.up.URL, Models: model + ",embedder,instruct,gratis,per-call"})
 	s.clerk = startClerk(s)
 	return s
 }
@@ -131,6 +133,54 @@ func (s *stack) options(pairs ...string) {
 	for i := 0; i < len(pairs); i += 2 {
 		s.must(s.db.SetOption(s.Context(), pairs[i], pairs[i+1]))
 	}
+}
+
+// tee is a mock upstream that keeps the bytes of its last answer and of the request for it.
+type tee struct {
+	mu       sync.Mutex
+	mock     *relaytest.Upstream
+	request  []byte
+	header   http.Header
+	response bytes.Buffer
+}
+
+// newTee makes channel 1 lead to a mock whose bytes can be looked at.
+func (s *stack) newTee() *tee {
+	mock, err := relaytest.New(relaytest.Options{})
+	s.must(err)
+	s.Cleanup(func() { _ = mock.Close() })
+	t := &tee{mock: mock}
+	url := s.upstreamOf(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		t.mu.Lock()
+		t.request, t.header = body, r.Header.Clone()
+		t.response.Reset()
+		t.mu.Unlock()
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		mock.ServeHTTP(&teeWriter{w, t}, r)
+	})
+	s.sql("UPDATE channels SET base_url = ? WHERE id = 1", url)
+	return t
+}
+
+func (t *tee) last() (request, response string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.request), t.response.String()
+}
+
+type teeWriter struct {
+	http.ResponseWriter
+	t *tee
+}
+
+func (w *teeWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *teeWriter) Write(b []byte) (int, error) {
+	w.t.mu.Lock()
+	w.t.response.Write(b)
+	w.t.mu.Unlock()
+	return w.ResponseWriter.Write(b)
 }
 
 // upstreamOf starts a hand-written upstream and returns its address.
@@ -393,5 +443,3 @@ func (o outbox) PendingOutbox(ctx context.Context, limit int) ([]desk.OutboxRow,
 func (o outbox) MovedOutbox(ctx context.Context, keys []string) error {
 	return o.db.OutboxMoved(ctx, keys...)
 }
-
-var errNotNow = errors.New("not now")
