@@ -117,12 +117,11 @@ func (s *Sink) batch(at usagelog.Position, partition int, to int64, records []le
 			return b, fmt.Errorf("append offset %d to usage log: %w", r.Offset, r.Err)
 		case r.Err != nil:
 			b.Dead = append(b.Dead, usagelog.DeadLetter{
-				Place:  usagelog.Place{Partition: partition, Log: at.Log, Offset: r.Offset},
+				Place:  usagelog.Place{Partition: partition, Offset: r.Offset},
 				Reason: r.Err.Error(), Value: r.Value, At: s.cfg.Now(),
 			})
 		default:
 			b.Rows = append(b.Rows, usagelog.RowOf(r))
-			b.Rows[len(b.Rows)-1].Log = at.Log
 			b.Position.LastEvent, b.Position.LastOffset = r.Event.ID, r.Offset
 		}
 	}

@@ -22,7 +22,7 @@ func oddRows(n int) []Row {
 	for i := range rows {
 		k := int64(i)
 		rows[i] = Row{
-			Partition: i % 7, Log: i % 3, Offset: 1000 + k, EventID: ledger.ID{1, 15: byte(i), 14: byte(i >> 8)}, Kind: ledger.KindUsageSettled,
+			Partition: i % 7, Offset: 1000 + k, EventID: ledger.ID{1, 15: byte(i), 14: byte(i >> 8)}, Kind: ledger.KindUsageSettled,
 			Producer: ledger.ID{2, byte(i)}, Seq: 1<<62 + k, Prev: -k, Key: strings.Repeat("k", i%40), Moves: MovesAll, Granted: -1 << 63, Charged: 1<<63 - 1,
 			Requests: 2, UserID: 3 + k, CreatedAt: 1_764_374_400 + k, Type: 5, Content: strings.Repeat("é\x00", i%300), Username: "u", TokenName: "t",
 			ModelName: []string{"a", "b", ""}[i%3], Quota: 4, PromptTokens: 5, CompletionTokens: 6, UseTime: 7, IsStream: i%2 == 0, ChannelID: 8, TokenID: 9,
@@ -47,7 +47,7 @@ func TestProtocolsStoreTheSame(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.http = http
-		if err := c.Append(t.Context(), Batch{Rows: rows}); err != nil {
+		if err := c.Append(t.Context(), Batch{Rows: rows, Position: Position{Log: 2}}); err != nil {
 			t.Fatal(err)
 		}
 		for _, table := range []string{"ledger_usage", "ledger_events"} {

@@ -31,6 +31,9 @@ func (c *ClickHouse) Append(ctx context.Context, batches ...Batch) error {
 }
 
 func (c *ClickHouse) append(ctx context.Context, batches []Batch) error {
+	for i := range batches {
+		batches[i].place()
+	}
 	rows, dead := joined(batches)
 	for len(rows) > 0 {
 		part := rows[:insertable(rows)]
@@ -83,9 +86,10 @@ func insertable(rows []Row) int {
 	return len(rows)
 }
 
-// tokenOf names what an INSERT holds: the events, and where they lie. A repeated INSERT of the same rows carries the same
-// token, and ClickHouse drops it; that only saves work, copies collapse in any case.
-func tokenOf(rows []Row) string {
+// token names what an INSERT of this process holds: the events, and where they lie. A repeated INSERT of the same rows carries
+// the same token, and ClickHouse drops it; that only saves work, copies collapse in any case. Another process has other
+// tokens, because a replay must be able to put rows back that somebody deleted.
+func (c *ClickHouse) token(rows []Row) string {
 	const offset, prime = 14695981039346656037, 1099511628211 // FNV-1a, 64 bit
 	h := uint64(offset)
 	for i := range rows {
@@ -94,12 +98,12 @@ func tokenOf(rows []Row) string {
 		}
 	}
 	first, last := &rows[0], &rows[len(rows)-1]
-	return fmt.Sprintf("%d-%d-%d-%d-%d-%016x", first.Partition, first.Log, first.Offset, last.Offset, len(rows), h)
+	return fmt.Sprintf("%s-%d-%d-%d-%d-%d-%016x", c.nonce, first.Partition, first.Log, first.Offset, last.Offset, len(rows), h)
 }
 
 // insert appends rows to a table. A token makes ClickHouse drop a repeated INSERT.
 func (c *ClickHouse) insert(ctx context.Context, table string, columns []column, rows []Row) error {
-	set := clickhouse.Settings{"insert_deduplicate": 1, "insert_deduplication_token": tokenOf(rows)}
+	set := clickhouse.Settings{"insert_deduplicate": 1, "insert_deduplication_token": c.token(rows)}
 	statement := "INSERT INTO " + table + " (" + namesOf(columns) + ")"
 	var err error
 	if c.http {

@@ -2,6 +2,7 @@ package usagelog
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -19,11 +20,12 @@ import (
 // Nothing is transactional there, so the order of writes makes the promise: rows, events, dead letters, and only then the
 // position. Copies collapse when ClickHouse merges; until then lists take one row of each event and sums read FINAL.
 type ClickHouse struct {
-	conn driver.Conn
-	http bool // the protocol
-	log  *slog.Logger
-	now  func() time.Time
-	logs logsTable // New API's table; read by queries, set by Open and Migrate
+	conn  driver.Conn
+	http  bool   // the protocol
+	nonce string // of this process, in deduplication tokens
+	log   *slog.Logger
+	now   func() time.Time
+	logs  logsTable // New API's table; read by queries, set by Open and Migrate
 }
 
 // OpenClickHouse connects to a usage log in ClickHouse.
@@ -44,7 +46,7 @@ func OpenClickHouse(ctx context.Context, cfg Config) (*ClickHouse, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open usage log: %w", err)
 	}
-	c := &ClickHouse{conn: conn, http: o.Protocol == clickhouse.HTTP, log: cfg.Logger, now: cfg.Now}
+	c := &ClickHouse{conn: conn, http: o.Protocol == clickhouse.HTTP, nonce: rand.Text(), log: cfg.Logger, now: cfg.Now}
 	if err := conn.Ping(ctx); err != nil {
 		_ = c.Close()
 		return nil, fmt.Errorf("open usage log: %w", err)

@@ -31,14 +31,12 @@ func batchOf(partition int, at usagelog.Position, to int64, records []ledger.Rec
 		r := &records[i]
 		if r.Err != nil {
 			b.Dead = append(b.Dead, usagelog.DeadLetter{
-				Place:  usagelog.Place{Partition: partition, Log: at.Log, Offset: r.Offset},
+				Place:  usagelog.Place{Partition: partition, Offset: r.Offset},
 				Reason: r.Err.Error(), Value: r.Value, At: time.Unix(1_764_374_400, 0),
 			})
 			continue
 		}
-		row := usagelog.RowOf(r)
-		row.Log = at.Log
-		b.Rows = append(b.Rows, row)
+		b.Rows = append(b.Rows, usagelog.RowOf(r))
 		b.Position.LastEvent, b.Position.LastOffset = r.Event.ID, r.Offset
 	}
 	return b

@@ -30,7 +30,7 @@ const (
 	MovesChannel = string(ledger.ChannelAccount)
 )
 
-// Row is one event at one place of the log. Everything but Log is a function of the record, see RowOf.
+// Row is one event at one place of the log. Everything but Log, which Append sets, is a function of the record: see RowOf.
 type Row struct {
 	Partition int
 	Log       int // which log: 0, and one more each time that an operator adopts a new one (see Position)

@@ -52,6 +52,7 @@ const (
 func (s *SQL) Append(ctx context.Context, batches ...Batch) error {
 	err := s.transaction(ctx, func(tx *sql.Tx) error {
 		for i := range batches {
+			batches[i].place()
 			if err := s.appendBatch(ctx, tx, &batches[i]); err != nil {
 				return err
 			}

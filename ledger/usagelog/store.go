@@ -35,9 +35,24 @@ type Position struct {
 // Batch is a stretch of one partition: its rows, its dead letters, and the position after them.
 type Batch struct {
 	Partition int
-	Rows      []Row // Partition and Log are those of the batch; any order
-	Dead      []DeadLetter
+	Rows      []Row        // in any order; Append sets their Log to the position's
+	Dead      []DeadLetter // likewise
 	Position  Position
+}
+
+// place sets the log of everything in a batch. What is set already is only read: an attempt that failed may still be
+// looking at it.
+func (b *Batch) place() {
+	for i := range b.Rows {
+		if r := &b.Rows[i]; r.Log != b.Position.Log {
+			r.Log = b.Position.Log
+		}
+	}
+	for i := range b.Dead {
+		if d := &b.Dead[i]; d.Log != b.Position.Log {
+			d.Log = b.Position.Log
+		}
+	}
 }
 
 // DeadLetter is a record that could not be decoded (L6).
