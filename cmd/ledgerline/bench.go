@@ -10,7 +10,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"ledgerline/ledger/sqlstore"
@@ -25,6 +27,10 @@ type benchOptions struct {
 	answerBytes int
 	chunks      int
 	only        string
+	kind        string
+	profile     string
+	json        bool
+	verbose     bool
 }
 
 // benchQuota is more than any run spends.
@@ -36,23 +42,40 @@ const benchWarmup = time.Second
 // benchCommand measures, in one run and against the same mock upstream: no proxy at all, Go's bare reverse proxy, and
 // the relay with its bill on, embedded and, if the engines' addresses are in the environment, on real engines.
 func benchCommand(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	if len(args) > 0 && (args[0] == "upstream" || args[0] == "proxy") {
-		return benchServer(ctx, args, stdout, stderr)
+	if len(args) > 0 {
+		switch args[0] {
+		case "upstream", "proxy":
+			return benchServer(ctx, args, stdout, stderr)
+		case "node":
+			return benchNode(ctx, args[1:], getenv, stdout, stderr)
+		}
 	}
 	var o benchOptions
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.DurationVar(&o.duration, "duration", 5*time.Second, "of one measurement")
 	flags.IntVar(&o.concurrency, "c", 32, "clients at once")
-	flags.IntVar(&o.runs, "runs", 3, "measurements of each target; medians are printed, with the spread")
+	flags.IntVar(&o.runs, "runs", 5, "measurements of each target, in turn; medians are printed, with the spread")
 	flags.IntVar(&o.answerBytes, "bytes", 1024, "size of a plain answer's text")
 	flags.IntVar(&o.chunks, "chunks", 256, "chunks of a streamed answer")
-	flags.StringVar(&o.only, "only", "", "direct, proxy, embedded or engines; empty: all that can run")
+	flags.StringVar(&o.only, "only", "", "targets, separated by commas: direct, proxy, embedded, engines; empty: all that can run")
+	flags.StringVar(&o.kind, "kind", "", "plain or stream; empty: both")
+	flags.StringVar(&o.profile, "profile", "", "folder for CPU and allocation profiles of the relay; they cost it some percent")
+	flags.BoolVar(&o.json, "json", false, "print one JSON object instead of tables")
+	flags.BoolVar(&o.verbose, "v", false, "show what the processes log")
 	if err := parseFlags(flags, args); err != nil {
 		return err
 	}
 	if o.duration < 100*time.Millisecond || o.concurrency < 1 || o.runs < 1 || o.answerBytes < 1 || o.chunks < 1 {
 		return usagef("bench: -duration from 100ms, and -c, -runs, -bytes and -chunks from 1 are needed")
+	}
+	if o.kind != "" && o.kind != kindPlain && o.kind != kindStream {
+		return usagef("bench: -kind %q: plain or stream is needed", o.kind)
+	}
+	if o.profile != "" {
+		if err := os.MkdirAll(o.profile, 0o750); err != nil {
+			return fmt.Errorf("make folder of profiles: %w", err)
+		}
 	}
 	dir, err := os.MkdirTemp("", "ledgerline-bench-")
 	if err != nil {
@@ -83,11 +106,18 @@ func (b *bench) close() {
 
 // target is one thing to measure.
 type target struct {
-	name string
-	url  string
-	key  string
-	pids map[string]int // processes whose CPU counts, by name
+	name  string
+	url   string
+	key   string
+	pids  map[string]int // processes whose CPU counts, by name
+	child *child         // the proxy or the relay; nil if there is none
 }
+
+// The two kinds of request.
+const (
+	kindPlain  = "plain"
+	kindStream = "stream"
+)
 
 func (b *bench) run(ctx context.Context) error {
 	var err error
@@ -98,23 +128,29 @@ func (b *bench) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, stream := range []bool{false, true} {
-		rows := make([]benchRow, 0, len(targets))
-		for i := range targets {
-			row, err := b.measure(ctx, &targets[i], stream)
-			if err != nil {
-				return fmt.Errorf("measure %s: %w", targets[i].name, err)
-			}
-			rows = append(rows, row)
+	var report benchReport
+	for _, kind := range []string{kindPlain, kindStream} {
+		if b.o.kind != "" && b.o.kind != kind {
+			continue
 		}
-		b.print(rows, stream)
+		rows, err := b.measureAll(ctx, targets, kind)
+		if err != nil {
+			return err
+		}
+		if !b.o.json {
+			b.print(rows, kind)
+		}
+		report.add(rows)
+	}
+	if b.o.json {
+		return b.printJSON(&report)
 	}
 	return nil
 }
 
 // targets starts what is to be measured.
 func (b *bench) targets(ctx context.Context) ([]target, error) {
-	want := func(name string) bool { return b.o.only == "" || b.o.only == name }
+	want := func(name string) bool { return b.o.only == "" || slices.Contains(strings.Split(b.o.only, ","), name) }
 	var out []target
 	if want("direct") {
 		out = append(out, target{name: "direct", url: b.upstream.url, key: "none", pids: map[string]int{}})
@@ -124,7 +160,7 @@ func (b *bench) targets(ctx context.Context) ([]target, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, target{name: "reverse proxy", url: c.url, key: "none", pids: map[string]int{"proxy": c.pid()}})
+		out = append(out, target{name: "reverse proxy", url: c.url, key: "none", pids: map[string]int{"proxy": c.pid()}, child: c})
 	}
 	if want("embedded") {
 		t, err := b.relay(ctx, "relay, embedded", nil)
@@ -145,6 +181,11 @@ func (b *bench) targets(ctx context.Context) ([]target, error) {
 			"TEST_REDIS_URL and TEST_CLICKHOUSE_DSN (make bench sets them)", b.o.only)
 	}
 	return out, nil
+}
+
+// engineNames are what the processes behind the node's variables are called in the tables.
+var engineNames = map[string]string{
+	"KAFKA_BROKERS": "Kafka", "SQL_DSN": "MySQL", "REDIS_CONN_STRING": "Redis", "LOG_SQL_DSN": "ClickHouse",
 }
 
 // engineEnvironment maps the addresses of test engines to the node's variables; nil if they are not all there.
@@ -176,14 +217,20 @@ func (b *bench) relay(ctx context.Context, name string, engines map[string]strin
 	if err != nil {
 		return target{}, err
 	}
-	c, err := b.start(ctx, name, env, "serve")
+	args := []string{"serve"}
+	if b.o.profile != "" {
+		args = []string{"bench", "node", "-profile", filepath.Join(b.o.profile, strings.ReplaceAll(name, ", ", "-"))}
+	}
+	c, err := b.start(ctx, name, env, args...)
 	if err != nil {
 		return target{}, err
 	}
-	t := target{name: name, url: c.url, key: key, pids: map[string]int{"relay": c.pid()}}
-	for engine, addr := range engines {
-		if pid := listenerOf(addr); pid > 0 {
-			t.pids[engine] = pid
+	t := target{name: name, url: c.url, key: key, pids: map[string]int{"relay": c.pid()}, child: c}
+	for variable, addr := range engines {
+		if engine := engineNames[variable]; engine != "" {
+			if pid := listenerOf(addr); pid > 0 {
+				t.pids[engine] = pid
+			}
 		}
 	}
 	return t, waitReady(ctx, c.url)
@@ -195,7 +242,7 @@ func (b *bench) seed(ctx context.Context, env map[string]string) (key string, er
 	if err != nil {
 		return "", err
 	}
-	n, err := newNode(ctx, cfg, discardLogger())
+	n, err := newNode(ctx, cfg, wholeNode, discardLogger())
 	if err != nil {
 		return "", err
 	}

@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -24,8 +25,35 @@ const childPatience = 60 * time.Second
 
 // child is a process of a benchmark.
 type child struct {
-	cmd *exec.Cmd
-	url string
+	cmd  *exec.Cmd
+	url  string
+	said lastWords
+}
+
+// lastWords keeps the end of what a process writes to standard error, for the case that it fails.
+type lastWords struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+// maxLastWords bounds what is kept, in bytes: some twenty lines.
+const maxLastWords = 4 << 10
+
+// Write implements io.Writer.
+func (l *lastWords) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text = append(l.text, p...)
+	if over := len(l.text) - maxLastWords; over > 0 {
+		l.text = append(l.text[:0], l.text[over:]...)
+	}
+	return len(p), nil
+}
+
+func (l *lastWords) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.TrimSpace(string(l.text))
 }
 
 func (c *child) pid() int { return c.cmd.Process.Pid }
@@ -51,7 +79,11 @@ func (b *bench) start(ctx context.Context, name string, env map[string]string, a
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), self, args...) //nolint:gosec // this program itself
-	cmd.Stderr = b.errs
+	c := &child{cmd: cmd}
+	cmd.Stderr = &c.said
+	if b.o.verbose {
+		cmd.Stderr = b.errs
+	}
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}
 	for k, v := range env {
 		cmd.Env = append(cmd.Env, k+"="+v)
@@ -63,22 +95,25 @@ func (b *bench) start(ctx context.Context, name string, env map[string]string, a
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	c := &child{cmd: cmd}
 	b.children = append(b.children, c)
-	said := make(chan string, 1)
+	serves := make(chan string, 1)
 	go func() {
+		defer close(serves)
 		lines := bufio.NewScanner(out)
 		for lines.Scan() {
 			if m := servesURL.FindStringSubmatch(lines.Text()); m != nil {
-				said <- m[1]
+				serves <- m[1]
 			}
 		}
 	}()
 	select {
-	case c.url = <-said:
+	case c.url = <-serves:
+		if c.url == "" {
+			return nil, fmt.Errorf("start %s: it ended before it served: %s", name, &c.said)
+		}
 		return c, nil
 	case <-time.After(childPatience):
-		return nil, fmt.Errorf("start %s: it did not say where it serves", name)
+		return nil, fmt.Errorf("start %s: it did not say where it serves: %s", name, &c.said)
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}

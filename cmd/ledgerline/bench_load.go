@@ -7,69 +7,126 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"text/tabwriter"
 	"time"
 
 	"ledgerline/relay/relaytest"
 )
 
-// benchRow is what was measured of one target: one value a run.
-type benchRow struct {
-	name     string
-	perSec   []float64
-	p50, p99 []time.Duration
-	cpu      map[string][]float64 // CPU µs per request (or chunk), by process
-	rss      map[string]int64
-	failed   int64
-	chunks   int
-}
+// Idle means that a process used at most idleTicks in one idleLook: what it still had to do for the load is done.
+const (
+	idleLook    = 250 * time.Millisecond
+	idleTicks   = 1
+	minSettling = 1500 * time.Millisecond // the intervals at which the consumers write
+	maxSettling = 10 * time.Second
+)
 
-// measure loads a target: a warm-up, then the runs.
-func (b *bench) measure(ctx context.Context, t *target, stream bool) (benchRow, error) {
-	body, err := b.body(stream)
+// measureAll warms every target up, then loads them in turn, so that what else the machine does meets all of them.
+func (b *bench) measureAll(ctx context.Context, targets []target, kind string) ([]benchRow, error) {
+	body, err := b.body(kind == kindStream)
 	if err != nil {
-		return benchRow{}, err
+		return nil, err
 	}
-	row := benchRow{name: t.name, cpu: map[string][]float64{}, rss: map[string]int64{}, chunks: 1}
-	if stream {
-		row.chunks = b.o.chunks
-	}
-	if _, err := b.load(ctx, t, body, benchWarmup); err != nil {
-		return benchRow{}, err
+	rows := make([]benchRow, len(targets))
+	for i := range targets {
+		rows[i] = benchRow{target: targets[i].name, kind: kind, cpu: map[string][]float64{}, rss: map[string]int64{}}
+		if _, err := b.load(ctx, &targets[i], body, benchWarmup); err != nil {
+			return nil, fmt.Errorf("warm %s up: %w", targets[i].name, err)
+		}
+		if err := settle(ctx, &targets[i]); err != nil {
+			return nil, err
+		}
+		b.signal(&targets[i], beginProfile)
 	}
 	for range b.o.runs {
-		before := map[string]time.Duration{}
-		for name, pid := range t.pids {
-			before[name], _ = procStat(pid)
+		for i := range targets {
+			if err := b.measure(ctx, &targets[i], &rows[i], body); err != nil {
+				return nil, fmt.Errorf("measure %s: %w", targets[i].name, err)
+			}
 		}
-		begun := time.Now()
-		r, err := b.load(ctx, t, body, b.o.duration)
-		if err != nil {
-			return benchRow{}, err
-		}
-		took := time.Since(begun)
-		if len(r.latencies) == 0 {
-			return benchRow{}, errors.New("no request succeeded")
-		}
-		row.failed += r.failed
-		n := float64(len(r.latencies))
-		for name, pid := range t.pids {
-			cpu, rss := procStat(pid)
-			row.cpu[name] = append(row.cpu[name], float64((cpu-before[name]).Microseconds())/n/float64(row.chunks))
-			row.rss[name] = max(row.rss[name], rss)
-		}
-		slices.Sort(r.latencies)
-		row.perSec = append(row.perSec, n/took.Seconds())
-		row.p50 = append(row.p50, r.latencies[len(r.latencies)/2])
-		row.p99 = append(row.p99, r.latencies[len(r.latencies)*99/100])
 	}
-	return row, nil
+	for i := range targets {
+		b.signal(&targets[i], endProfile)
+	}
+	compare(rows)
+	return rows, nil
+}
+
+// signal begins and ends the profiles of a relay that makes any.
+func (b *bench) signal(t *target, s os.Signal) {
+	if b.o.profile != "" && t.pids["relay"] != 0 {
+		_ = t.child.cmd.Process.Signal(s) // a process that has ended fails the run elsewhere
+	}
+}
+
+// measure loads a target once. The CPU that its processes need afterwards, for what they do in batches, counts too.
+func (b *bench) measure(ctx context.Context, t *target, row *benchRow, body []byte) error {
+	before := map[string]time.Duration{}
+	for name, pid := range t.pids {
+		before[name], _ = procStat(pid)
+	}
+	begun := time.Now()
+	r, err := b.load(ctx, t, body, b.o.duration)
+	if err != nil {
+		return err
+	}
+	took := time.Since(begun)
+	if len(r.latencies) == 0 {
+		return errors.New("no request succeeded")
+	}
+	if err := settle(ctx, t); err != nil {
+		return err
+	}
+	row.failed += r.failed
+	units := float64(len(r.latencies))
+	if row.kind == kindStream {
+		units *= float64(b.o.chunks)
+	}
+	all := 0.0
+	for name, pid := range t.pids {
+		cpu, rss := procStat(pid)
+		each := float64((cpu - before[name]).Microseconds()) / units
+		all += each
+		row.cpu[name] = append(row.cpu[name], each)
+		row.rss[name] = max(row.rss[name], rss)
+	}
+	slices.Sort(r.latencies)
+	row.all = append(row.all, all)
+	row.perSec = append(row.perSec, float64(len(r.latencies))/took.Seconds())
+	row.p50 = append(row.p50, r.latencies[len(r.latencies)/2])
+	row.p99 = append(row.p99, r.latencies[len(r.latencies)*99/100])
+	return nil
+}
+
+// settle waits until the target's own process has nothing left to do.
+func settle(ctx context.Context, t *target) error {
+	if t.pids["relay"] == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, maxSettling)
+	defer cancel()
+	begun := time.Now()
+	last, _ := procStat(t.child.pid())
+	for {
+		select {
+		case <-time.After(idleLook):
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return nil // a busy machine, or a node that is behind: what it uses later is not counted
+			}
+			return context.Cause(ctx)
+		}
+		now, _ := procStat(t.child.pid())
+		if time.Since(begun) >= minSettling && now-last <= idleTicks*clockTick {
+			return nil
+		}
+		last = now
+	}
 }
 
 func (b *bench) body(stream bool) ([]byte, error) {
@@ -146,36 +203,4 @@ func benchRequest(ctx context.Context, client *http.Client, t *target, body []by
 	}
 	_, err = io.Copy(io.Discard, resp.Body)
 	return err
-}
-
-func median[T int64 | float64 | time.Duration](v []T) T {
-	s := slices.Sorted(slices.Values(v))
-	return s[len(s)/2]
-}
-
-// print writes the table of one kind of request: medians, and the spread of the runs in brackets.
-func (b *bench) print(rows []benchRow, stream bool) {
-	what, unit := fmt.Sprintf("plain answers of %d bytes", b.o.answerBytes), "CPU µs/request"
-	if stream {
-		what, unit = fmt.Sprintf("streams of %d chunks", b.o.chunks), "CPU µs/chunk"
-	}
-	fmt.Fprintf(b.out, "\n%s, %d clients, medians of %d runs of %s\n", what, b.o.concurrency, b.o.runs, b.o.duration)
-	w := tabwriter.NewWriter(b.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "target\trequests/s\tp50\tp99\tfailed\t%s (min–max) and memory by process\n", unit)
-	for i := range rows {
-		r := &rows[i]
-		fmt.Fprintf(w, "%s\t%.0f\t%s\t%s\t%d\t", r.name, median(r.perSec), median(r.p50).Round(10*time.Microsecond), median(r.p99).Round(10*time.Microsecond), r.failed)
-		var total float64
-		names := slices.Sorted(maps.Keys(r.cpu))
-		for _, name := range names {
-			m := median(r.cpu[name])
-			total += m
-			fmt.Fprintf(w, "%s %.1f (%.1f–%.1f) %d MB  ", name, m, slices.Min(r.cpu[name]), slices.Max(r.cpu[name]), r.rss[name]>>20)
-		}
-		if len(names) > 1 {
-			fmt.Fprintf(w, "all %.1f", total)
-		}
-		fmt.Fprintln(w)
-	}
-	_ = w.Flush() // the writer reports its own errors
 }

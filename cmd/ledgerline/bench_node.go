@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/pprof"
+	"syscall"
+)
+
+// The signals that begin and end a profile of the node being measured.
+const (
+	beginProfile = syscall.SIGUSR1
+	endProfile   = syscall.SIGUSR2
+)
+
+// benchNode serves like the node itself, and writes profiles of the time between two signals. It exists so that the
+// product needs no door for profiles.
+func benchNode(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("bench node", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	path := flags.String("profile", "", "path of the profiles, without -N.cpu and -N.allocs")
+	if err := parseFlags(flags, args); err != nil {
+		return err
+	}
+	if *path == "" {
+		return usagef("bench node: -profile is needed")
+	}
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, beginProfile, endProfile)
+	defer signal.Stop(signals)
+	go profileOnSignal(ctx, signals, *path, stderr)
+	return serveCommand(ctx, nil, getenv, stdout, stderr)
+}
+
+// profileOnSignal profiles from each beginProfile to the next endProfile, until ctx ends.
+func profileOnSignal(ctx context.Context, signals <-chan os.Signal, path string, stderr io.Writer) {
+	var p *profile
+	for n := 1; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-signals:
+			var err error
+			switch {
+			case s == beginProfile && p == nil:
+				p, err = startProfile(fmt.Sprintf("%s-%d", path, n))
+			case s == endProfile && p != nil:
+				err = p.end()
+				p = nil
+				n++
+			}
+			if err != nil {
+				fmt.Fprintln(stderr, "bench node:", err)
+			}
+		}
+	}
+}
+
+// profile is one under way.
+type profile struct {
+	path   string
+	cpu    *os.File
+	before runtime.MemStats
+}
+
+func startProfile(path string) (*profile, error) {
+	p := &profile{path: path}
+	var err error
+	if err = writeProfile(path+".allocs-before", "allocs"); err != nil {
+		return nil, err
+	}
+	if p.cpu, err = os.Create(path + ".cpu"); err != nil {
+		return nil, fmt.Errorf("make CPU profile: %w", err)
+	}
+	runtime.SetMutexProfileFraction(100)
+	runtime.ReadMemStats(&p.before)
+	if err := pprof.StartCPUProfile(p.cpu); err != nil {
+		return nil, errors.Join(fmt.Errorf("start CPU profile: %w", err), p.cpu.Close())
+	}
+	return p, nil
+}
+
+// end writes the profiles, and what was allocated in between as a line of text: pprof's figures are samples.
+func (p *profile) end() error {
+	pprof.StopCPUProfile()
+	var after runtime.MemStats
+	runtime.ReadMemStats(&after)
+	text := fmt.Sprintf("allocations %d\nbytes %d\ncollections %d\n",
+		after.Mallocs-p.before.Mallocs, after.TotalAlloc-p.before.TotalAlloc, after.NumGC-p.before.NumGC)
+	return errors.Join(p.cpu.Close(), writeProfile(p.path+".allocs", "allocs"), writeProfile(p.path+".mutex", "mutex"),
+		os.WriteFile(p.path+".memory", []byte(text), 0o600))
+}
+
+func writeProfile(path, name string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return fmt.Errorf("make %s profile: %w", name, err)
+	}
+	if err := pprof.Lookup(name).WriteTo(f, 0); err != nil {
+		return errors.Join(fmt.Errorf("write %s profile: %w", name, err), f.Close())
+	}
+	return f.Close()
+}
