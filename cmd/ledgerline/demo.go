@@ -135,7 +135,7 @@ func newDemo(ctx context.Context, o demoOptions, dir string, getenv func(string)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("demo: port %d cannot be listened on: %w", o.port, err), d.upstream.Close())
 	}
-	if d.node, err = newNode(ctx, cfg, log); err != nil {
+	if d.node, err = newNode(ctx, cfg, wholeNode, log); err != nil {
 		return nil, errors.Join(err, d.listener.Close(), d.upstream.Close())
 	}
 	return d, nil

@@ -29,7 +29,7 @@ func (n *node) masterDuties(ctx context.Context) error {
 			r, err := n.db.ScanAll(ctx)
 			if err == nil && r.Adopted > 0 {
 				n.log.Info("hand edits of balances were adopted", "edits", r.Adopted)
-				n.desk.MoveNow()
+				n.moveNow()
 			}
 			return err
 		})
@@ -45,6 +45,13 @@ func (n *node) masterDuties(ctx context.Context) error {
 		return nil
 	})
 	return duties.Wait()
+}
+
+// moveNow makes the outbox move at once, if this process has a desk.
+func (n *node) moveNow() {
+	if n.desk != nil {
+		n.desk.MoveNow()
+	}
 }
 
 // periodically repeats f until ctx ends. A failure is said once until it has passed.

@@ -62,6 +62,8 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"serve", "start a node (the default): relay, consumers and management API", serveCommand},
+		{"relay", "start the relay and the management API only; consumers run elsewhere", relayCommand},
+		{"consume", "start the consumers only; consume -adopt-log … goes on with a new log", consumeCommand},
 		{"demo", "show the whole pipeline on this machine: mock upstream, real traffic, verify", demoCommand},
 		{"verify", "prove that log, balances, hot counters and usage log agree", verifyCommand},
 		{"replay", "rebuild balances and hot counters from the log", replayCommand},

@@ -40,7 +40,8 @@ import (
 //	                                  │
 //	                     quota consumer, usage-log consumer
 type node struct {
-	cfg *config
+	cfg  *config
+	role role
 	log *slog.Logger
 	reg *prometheus.Registry
 
@@ -77,8 +78,8 @@ type counters interface {
 }
 
 // newNode opens the stores and builds everything that runs on them. The caller closes it.
-func newNode(ctx context.Context, cfg *config, log *slog.Logger) (*node, error) {
-	n := &node{cfg: cfg, log: log, reg: prometheus.NewRegistry(), started: time.Now()}
+func newNode(ctx context.Context, cfg *config, r role, log *slog.Logger) (*node, error) {
+	n := &node{cfg: cfg, role: r, log: log, reg: prometheus.NewRegistry(), started: time.Now()}
 	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make data folder (DATA_DIR=%s): %w", cfg.DataDir, err)
@@ -100,6 +101,11 @@ func (n *node) build(ctx context.Context) error {
 			return err
 		}
 	}
+	return n.buildRole(ctx)
+}
+
+// buildRelay builds the data plane and the management API.
+func (n *node) buildRelay(ctx context.Context) error {
 	n.catalog = catalog.New(n.db, time.Duration(n.cfg.SyncFrequency)*time.Second, n.log)
 	if err := n.catalog.Load(ctx); err != nil {
 		return err
@@ -119,10 +125,15 @@ func (n *node) build(ctx context.Context) error {
 	}
 	n.upstream = upstream.New(n.upstreamConfig())
 	n.relay = relay.New(n.relayConfig())
-	if err := n.buildConsole(); err != nil {
-		return err
+	return n.buildConsole()
+}
+
+// parts are what answers HTTP beside probes and metrics.
+func (n *node) parts() []relay.Routes {
+	if !n.role.relays {
+		return nil
 	}
-	return n.buildConsumers()
+	return []relay.Routes{n.relay, n.console}
 }
 
 func (n *node) journalConfig() journal.Config {
@@ -215,18 +226,23 @@ func (n *node) run(ctx context.Context, serveHTTP func(ctx context.Context) erro
 	consume, stopConsumers := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopConsumers()
 	var background errgroup.Group
-	background.Go(func() error { return n.quotas.Run(consume) })
-	background.Go(func() error { return n.usages.Run(consume) })
-	background.Go(func() error { return n.catalog.Run(consume) })
+	if n.role.consumes {
+		background.Go(func() error { return n.quotas.Run(consume) })
+		background.Go(func() error { return n.usages.Run(consume) })
+	}
 	if n.cfg.master() {
 		background.Go(func() error { return n.masterDuties(consume) })
 	}
-
-	drain := time.Duration(n.cfg.ShutdownTimeout) * time.Second
 	deskCtx, stopDesk := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopDesk()
+	drain := seconds(n.cfg.ShutdownTimeout)
 	deskDone := make(chan error, 1)
-	go func() { deskDone <- n.desk.Run(deskCtx, drain) }()
+	if n.role.relays {
+		background.Go(func() error { return n.catalog.Run(consume) })
+		go func() { deskDone <- n.desk.Run(deskCtx, drain) }()
+	} else {
+		deskDone <- nil
+	}
 
 	err := serveHTTP(ctx)
 	stopDesk()

@@ -31,6 +31,10 @@ const (
 
 // serveCommand is the default: one node until it is told to stop.
 func serveCommand(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	return serveRole(ctx, wholeNode, args, getenv, stdout, stderr)
+}
+
+func serveRole(ctx context.Context, r role, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	port := flags.Int("port", -1, "port to listen on (PORT)")
@@ -48,6 +52,9 @@ func serveCommand(ctx context.Context, args []string, getenv func(string) string
 	if *logDir != "" {
 		cfg.LogDir = *logDir
 	}
+	if err := r.check(cfg); err != nil {
+		return err
+	}
 	log, closeLog, err := openLogger(cfg, stderr)
 	if err != nil {
 		return err
@@ -60,7 +67,7 @@ func serveCommand(ctx context.Context, args []string, getenv func(string) string
 	if err != nil {
 		return err
 	}
-	n, err := newNode(ctx, cfg, log)
+	n, err := newNode(ctx, cfg, r, log)
 	if err != nil {
 		_ = ln.Close()
 		return err
@@ -167,7 +174,7 @@ func (n *node) handler() http.Handler {
 		redirect = "" // as in New API, it is for slaves
 	}
 	return relay.NewHandler(relay.HandlerConfig{
-		Parts: []relay.Routes{n.relay, n.console}, Problems: n.problems, RedirectTo: redirect, Logger: n.log,
+		Parts: n.parts(), Problems: n.problems, RedirectTo: redirect, Logger: n.log,
 		Metrics: promhttp.HandlerFor(n.reg, promhttp.HandlerOpts{}),
 	})
 }
@@ -175,6 +182,18 @@ func (n *node) handler() http.Handler {
 // problems names what keeps the node from serving: the catalog is not loaded, the journal cannot be written, an epoch is not
 // open, or a partition of a consumer is stopped.
 func (n *node) problems() []string {
+	var out []string
+	if n.role.relays {
+		out = append(out, n.relayProblems()...)
+	}
+	if n.role.consumes {
+		out = append(out, stopped("quota", n.quotas.Status())...)
+		out = append(out, stopped("usagelog", n.usages.Status())...)
+	}
+	return out
+}
+
+func (n *node) relayProblems() []string {
 	var out []string
 	if err := n.catalog.Ready(); err != nil {
 		out = append(out, err.Error())
@@ -185,7 +204,5 @@ func (n *node) problems() []string {
 	if open, all := n.desk.Open(); open < all {
 		out = append(out, fmt.Sprintf("%d of %d partitions have no open counter epoch", all-open, all))
 	}
-	out = append(out, stopped("quota", n.quotas.Status())...)
-	out = append(out, stopped("usagelog", n.usages.Status())...)
 	return out
 }
