@@ -42,8 +42,8 @@ import (
 type node struct {
 	cfg  *config
 	role role
-	log *slog.Logger
-	reg *prometheus.Registry
+	log  *slog.Logger
+	reg  *prometheus.Registry
 
 	stores
 	catalog  *catalog.Catalog
