@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 )
 
 // ErrOverloaded is returned when [MaxWaiting] calls wait for Redis already.
@@ -14,6 +15,7 @@ var ErrOverloaded = errors.New("too many calls wait for the hot counters")
 type call struct {
 	partition int
 	packed    []byte
+	since     time.Time     // when it began to wait
 	taken     bool          // guarded by combiner.mu: a trip has it, or its owner has gone
 	done      chan struct{} // closed when reply or err is set
 	reply     []any         // what lua/calls.lua answered
@@ -32,16 +34,6 @@ type combiner struct {
 	stats   Stats
 }
 
-// Stats counts what went through a [Redis] since it was made.
-type Stats struct {
-	Waiting  int    // calls that wait for a trip now; at most Capacity
-	Capacity int    // MaxWaiting
-	Calls    uint64 // reserves, extensions and releases sent
-	Trips    uint64 // round trips that carried them
-	Repeats  uint64 // scripts sent again, because no answer came or the server did not have them
-	Failures uint64 // calls that failed
-}
-
 func newCombiner(trips int, fly func([]*call)) *combiner {
 	c := &combiner{fly: fly, turns: make(chan struct{}, trips)}
 	for range trips {
@@ -57,6 +49,10 @@ func (c *combiner) do(ctx context.Context, calls ...*call) error {
 	if len(c.waiting)+len(calls) > MaxWaiting {
 		c.mu.Unlock()
 		return ErrOverloaded
+	}
+	now := time.Now()
+	for _, one := range calls {
+		one.since = now
 	}
 	c.waiting = append(c.waiting, calls...)
 	c.mu.Unlock()
@@ -149,5 +145,8 @@ func (c *combiner) read() Stats {
 	defer c.mu.Unlock()
 	s := c.stats
 	s.Waiting, s.Capacity = len(c.waiting), MaxWaiting
+	if s.Waiting > 0 {
+		s.Oldest = time.Since(c.waiting[0].since)
+	}
 	return s
 }

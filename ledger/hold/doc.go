@@ -17,8 +17,8 @@
 // Counters belong to an epoch, and an epoch to the server that it began on. Each script that could grant or change anything
 // reads the run_id of the very server that runs it and compares it with the one stored when the epoch began: after a
 // restart with old data on disk, or on a promoted replica, the counters are foreign and all limited accounts are
-// [ledger.OutcomeRebuilding] until the consumer begins a new epoch. Reading it in the script (about 5 µs, once per trip and
-// partition) leaves no window between a check on a connection and a command on another, and holds for Sentinel, Cluster and
+// [ledger.OutcomeRebuilding] until the consumer begins a new epoch. Reading it in the script (about 4 µs, once
+// per trip) leaves no window between a check on a connection and a command on another, and holds for Sentinel, Cluster and
 // proxies alike. Its limit: two servers that both believe to be the primary (a split brain) each grant from their own copy
 // until one of them stops taking writes; min-replicas-to-write on the servers bounds that time.
 //

@@ -3,6 +3,7 @@ package hold_test
 import (
 	"testing"
 
+	"ledgerline/ledger"
 	"ledgerline/ledger/hold"
 	"ledgerline/ledger/ledgertest"
 )
@@ -33,6 +34,7 @@ func connectAs(t testing.TB, cfg hold.RedisConfig) *hold.Redis {
 
 // TestSame holds the twin against a real Redis, step by step.
 func TestSame(t *testing.T) {
+	t.Parallel()
 	const histories = 1000
 	local, remote := hold.NewLocal(), connect(t, ledgertest.Redis(t))
 	for seed := range uint64(histories) {
@@ -42,11 +44,24 @@ func TestSame(t *testing.T) {
 
 // TestWorld looks for an overspend.
 func TestWorld(t *testing.T) {
+	t.Parallel()
 	local, remote := hold.NewLocal(), connect(t, ledgertest.Redis(t))
 	for seed := range uint64(1000) {
 		ledgertest.CountersWorld(t, seed, int(seed), local)
 	}
 	for seed := range uint64(20) {
 		ledgertest.CountersWorld(t, seed, int(seed), remote)
+	}
+}
+
+func TestEditHotAccount(t *testing.T) {
+	url, prefix := ledgertest.Redis(t), ledgertest.UniqueName("hold")+":"
+	r := connectAs(t, hold.RedisConfig{URL: url, Prefix: prefix})
+	open(t, r, 1)
+	a := ledger.Account{Kind: ledger.TokenAccount, ID: 3}
+	ledgertest.EditHotAccount(t, url, prefix, 0, a, -1, 2)
+	list, err := r.Accounts(t.Context(), 0, []ledger.Account{a})
+	if err != nil || list[0].Granted != 1<<50-1 || list[0].Charged != 2 {
+		t.Fatalf("account %+v, %v", list, err)
 	}
 }

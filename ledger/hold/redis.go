@@ -1,6 +1,7 @@
 package hold
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha1" //nolint:gosec // Redis names scripts by their SHA-1
 	"embed"
@@ -14,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
@@ -53,6 +55,7 @@ type RedisConfig struct {
 	PoolSize         int    // connections per server; 0: 10
 	Prefix           string // of every key and channel; "": "ledgerline:"
 	Logger           *slog.Logger
+	Metrics          prometheus.Registerer // nil: none
 }
 
 // Redis is the counters in Redis. It is safe for concurrent use.
@@ -63,6 +66,7 @@ type Redis struct {
 	log     *slog.Logger
 	calls   *combiner
 	repeats atomic.Uint64
+	down    atomic.Bool // the last trip failed
 }
 
 // NewRedis returns a client. It does not connect: see [Redis.Check].
@@ -71,18 +75,23 @@ func NewRedis(cfg RedisConfig) (*Redis, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure redis: %w", err)
 	}
-	r := &Redis{client: redis.NewUniversalClient(options), prefix: cfg.Prefix, log: cfg.Logger}
-	if r.prefix == "" {
-		r.prefix = "ledgerline:"
-	}
-	if strings.ContainsAny(r.prefix, "{}") {
+	if strings.ContainsAny(cfg.Prefix, "{}") {
 		return nil, errors.New("configure redis: the key prefix may not contain braces: they mark the hash tag")
 	}
-	_, r.cluster = r.client.(*redis.ClusterClient)
+	r := &Redis{prefix: cmp.Or(cfg.Prefix, "ledgerline:"), log: cfg.Logger}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
 	r.calls = newCombiner(tripsAtOnce, r.fly)
+	if cfg.Metrics != nil {
+		if err := cfg.Metrics.Register(collector{r}); err != nil {
+			return nil, fmt.Errorf("register the metrics of redis: %w", err)
+		}
+	}
+	// The library has one log for the process, and writes a line to it for every connection that fails.
+	redis.SetLogger(libraryLog{r.log})
+	r.client = redis.NewUniversalClient(options)
+	_, r.cluster = r.client.(*redis.ClusterClient)
 	return r, nil
 }
 
@@ -136,13 +145,6 @@ func splitHosts(address string) (first string, hosts []string) {
 
 // Close ends all connections; calls on their way fail.
 func (r *Redis) Close() error { return r.client.Close() }
-
-// Stats returns what went through so far.
-func (r *Redis) Stats() Stats {
-	s := r.calls.read()
-	s.Repeats = r.repeats.Load()
-	return s
-}
 
 // key returns the first key of a partition, from which the scripts derive the others.
 func (r *Redis) key(partition int) string { return r.base(partition) + "c" }

@@ -44,6 +44,7 @@ func (r *Redis) fly(calls []*call) {
 		rest = rest[n:]
 	}
 	r.exec(context.Background(), TripTimeout, callsScript, requests)
+	r.note(requests)
 	for _, q := range requests {
 		for n, c := range calls[:q.calls] {
 			if c.err = q.err; c.err != nil {

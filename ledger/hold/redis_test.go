@@ -1,16 +1,19 @@
 package hold_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 
 	"ledgerline/ledger"
@@ -153,6 +156,7 @@ func foreignRebuilding(t *testing.T, c hold.Counters, partition int) {
 }
 
 func TestRestartedServerWithOldData(t *testing.T) {
+	t.Parallel()
 	server := ledgertest.StartRedis(t, "--appendonly", "yes", "--appendfsync", "always")
 	r := connect(t, server.RedisURL())
 	open(t, r, 1)
@@ -170,7 +174,8 @@ func TestRestartedServerWithOldData(t *testing.T) {
 }
 
 func TestPromotedReplica(t *testing.T) {
-	primary := ledgertest.StartRedis(t)
+	t.Parallel()
+	primary := ledgertest.StartRedis(t, "--repl-diskless-sync-delay", "0")
 	host, port, err := net.SplitHostPort(primary.Addr)
 	if err != nil {
 		t.Fatal(err)
@@ -278,8 +283,11 @@ func TestFullServer(t *testing.T) {
 
 // TestUnreachable: a server that is away or hangs is an error in bounded time, for every call that waits.
 func TestUnreachable(t *testing.T) {
+	t.Parallel()
 	server := ledgertest.StartRedis(t)
-	r := connect(t, server.RedisURL())
+	var logged bytes.Buffer // read when no call is under way
+	metrics := prometheus.NewRegistry()
+	r := connectAs(t, hold.RedisConfig{URL: server.RedisURL(), Logger: slog.New(slog.NewTextHandler(&logged, nil)), Metrics: metrics})
 	open(t, r, 1)
 	failAll := func(what string) {
 		t.Helper()
@@ -317,6 +325,23 @@ func TestUnreachable(t *testing.T) {
 	failAll("gone")
 	if _, err := r.State(t.Context(), 0); err == nil {
 		t.Fatal("state of a server that is gone")
+	}
+	lines := strings.Split(strings.TrimSpace(logged.String()), "\n")
+	if len(lines) != 3 || !strings.Contains(lines[0], "does not serve") || !strings.Contains(lines[1], "serves") || !strings.Contains(lines[2], "does not serve") {
+		t.Errorf("two times away were logged so:\n%s", logged.String())
+	}
+	families, err := metrics.Gather()
+	if err != nil || len(families) != 7 {
+		t.Fatalf("%d metrics, %v", len(families), err)
+	}
+	for _, f := range families {
+		if v := f.GetMetric()[0].GetCounter().GetValue(); f.GetName() == "ledgerline_counters_failures_total" && v < 100 {
+			t.Errorf("%v failures counted, want at least 100", v)
+		}
+	}
+	if r, err := hold.NewRedis(hold.RedisConfig{URL: server.RedisURL(), Metrics: metrics}); err == nil {
+		_ = r.Close()
+		t.Error("two clients registered the same metrics")
 	}
 }
 
@@ -394,6 +419,7 @@ func TestTwoNodes(t *testing.T) {
 
 // TestWatchAgain: after a gap in the connection a watcher is told that it may have missed something.
 func TestWatchAgain(t *testing.T) {
+	t.Parallel()
 	server := ledgertest.StartRedis(t)
 	r := connect(t, server.RedisURL())
 	ctx, cancel := context.WithCancel(t.Context())
@@ -431,8 +457,12 @@ func TestWatchAgain(t *testing.T) {
 
 func TestBadConfig(t *testing.T) {
 	for _, cfg := range []hold.RedisConfig{
-		{URL: ""}, {URL: "localhost:6379"}, {URL: "http://localhost"}, {URL: "redis://a:1/x"},
-		{URL: "redis://a:1,b:2/3"}, {URL: "redis://a:1", Prefix: "{x}"},
+		{URL: ""},
+		{URL: "localhost:6379"},
+		{URL: "http://localhost"},
+		{URL: "redis://a:1/x"},
+		{URL: "redis://a:1,b:2/3"},
+		{URL: "redis://a:1", Prefix: "{x}"},
 	} {
 		if r, err := hold.NewRedis(cfg); err == nil {
 			t.Errorf("%+v was taken", cfg)
@@ -458,6 +488,7 @@ func freePort(t *testing.T) string {
 
 // TestCluster runs the suite on a cluster of two servers: partitions lie on either.
 func TestCluster(t *testing.T) {
+	t.Parallel()
 	bus := freePort(t)
 	start := func(bus string) *ledgertest.Server {
 		return ledgertest.StartRedis(t, "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", bus)
@@ -501,7 +532,8 @@ func TestCluster(t *testing.T) {
 
 // TestSentinel: the primary dies, a replica takes over, and what it has is foreign.
 func TestSentinel(t *testing.T) {
-	primary := ledgertest.StartRedis(t)
+	t.Parallel()
+	primary := ledgertest.StartRedis(t, "--repl-diskless-sync-delay", "0")
 	host, port, err := net.SplitHostPort(primary.Addr)
 	if err != nil {
 		t.Fatal(err)
