@@ -186,8 +186,10 @@ func (f *Filter) conditions(e engine) (where, error) {
 		}
 	}
 	for _, t := range []struct{ column, value string }{
-		{"token_name", f.TokenName}, {"`group`", f.Group},
-		{"request_id", f.RequestID}, {"upstream_request_id", f.UpstreamRequestID},
+		{"token_name", f.TokenName},
+		{"`group`", f.Group},
+		{"request_id", f.RequestID},
+		{"upstream_request_id", f.UpstreamRequestID},
 	} {
 		if t.value != "" {
 			w.add(t.column, "= ?", t.value)
