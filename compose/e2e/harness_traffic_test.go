@@ -23,7 +23,7 @@ import (
 type order struct {
 	account    *account
 	stream     bool
-	prompt     int64 // tokens that the upstream reports; the prompt has as many bytes, what wraps a message included
+	prompt     int64 // tokens that the upstream reports; the prompt is such that the relay's own estimate is the same
 	completion int64
 	delay      time.Duration // between the upstream's chunks
 	more       map[string]any
@@ -41,8 +41,9 @@ type seen struct {
 	tries  int
 }
 
-// messageBytes is what the relay adds to the text of a message when it bounds a prompt.
-const messageBytes = 16
+// What the relay takes a prompt for when it must bill without the upstream's word: a token for four bytes, and four for the
+// message around them.
+const tokensPerMessage = 4
 
 // body is the request as it goes out. What the upstream is to answer travels in metadata.
 func (o *order) body() []byte {
@@ -50,7 +51,7 @@ func (o *order) body() []byte {
 	script.User, script.Prompt, script.Completion, script.Delay = o.account.name, o.prompt, o.completion, o.delay
 	in := map[string]any{
 		"model": model, "stream": o.stream, "max_tokens": o.completion,
-		"messages": []any{map[string]any{"role": "user", "content": strings.Repeat("x", int(max(1, o.prompt-messageBytes)))}},
+		"messages": []any{map[string]any{"role": "user", "content": strings.Repeat("real", int(max(1, o.prompt-tokensPerMessage)))}},
 		"metadata": map[string]any{"mock": script.String()},
 	}
 	for k, v := range o.more {
@@ -193,7 +194,7 @@ func traceOrders(t testing.TB, count int, accounts []*account) []order {
 		}
 		out = append(out, order{
 			account: accounts[len(out)%len(accounts)], stream: (len(out)/len(accounts))%2 == 0,
-			prompt: max(messageBytes+1, row.Context%4000), completion: max(1, row.Generated%80),
+			prompt: max(tokensPerMessage+1, row.Context%4000), completion: max(1, row.Generated%80),
 		})
 	}
 	if len(out) < count {
