@@ -72,7 +72,7 @@ func newStack(t testing.TB, script relaytest.Script) *stack {
 	_, err = s.events.EnsureTopic(t.Context(), partitions)
 	s.must(err)
 	// Whole prices, so that every token shows in a bill: a prompt token costs 10, an output token 40.
-	s.options("ModelRatio", `{"`+model+`":10,"embedder":1,"instruct":2,"gratis":0}`, "ModelPrice", `{"per-call":0.002}`)
+	s.options("ModelRatio", `{"`+model+`":10,"embedder":1,"instruct":2,"gratis":0,"gpt-4o":1.25,"gpt-4.1":1}`, "ModelPrice", `{"per-call":0.002}`)
 	s.up, err = relaytest.Start("", relaytest.Options{Script: script})
 	s.must(err)
 	t.Cleanup(func() { _ = s.up.Close() })

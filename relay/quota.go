@@ -6,17 +6,24 @@ import "context"
 // the end the hold is extended, which near the limit of an account is refused; then what is left is taken, and from there
 // on every token counts: the text itself is counted, ever more often as the end comes near.
 
-// planExtension sets the progress at which more is asked for. Progress guesses tokens from pieces and bytes; half a slice is
-// what it may guess too low.
+// planExtension sets the guess at which more is asked for. Half a slice is what it may be too low.
 func (st *streaming) planExtension() {
 	if st.x.extends {
 		st.checkAt = st.x.paid - st.x.s.cfg.OutputSlice*st.x.req.Outputs/2
 	}
 }
 
+// guess is how many tokens have come, without counting: hardly any text has more than one in three bytes, and hardly any
+// upstream sends less than one in a piece. Where it is too low, the bill is cut at the end of the quota.
+func (st *streaming) guess() int64 {
+	const bytesPerToken = 3
+	chunks, size := st.meter.Content()
+	return max(chunks, size/bytesPerToken)
+}
+
 // pay sees to it that the text so far is paid for, and reports whether it is.
 func (st *streaming) pay(ctx context.Context) bool {
-	for !st.final && st.meter.Progress() >= st.checkAt {
+	for !st.final && st.guess() >= st.checkAt {
 		st.extend(ctx)
 	}
 	if !st.final {

@@ -32,7 +32,7 @@ type streaming struct {
 	batch   sse.Batch
 	watch   *watchdog
 	held    []byte // events kept back until the usage event is durable
-	checkAt int64  // progress at which the hold is extended
+	checkAt int64  // guessed tokens at which the hold is extended
 	countAt int64  // bytes of text at which it is counted again, once the hold is final
 	final   bool   // an extension was refused: paid is all there is
 	done    bool   // [DONE] came: whatever follows is kept back with it
