@@ -96,11 +96,16 @@ type bench struct {
 	errs     io.Writer
 	children []*child
 	upstream *child
+
+	afterwards []func() // done when the children have ended
 }
 
 func (b *bench) close() {
 	for i := len(b.children) - 1; i >= 0; i-- {
 		b.children[i].stop()
+	}
+	for _, f := range b.afterwards {
+		f()
 	}
 }
 
@@ -169,39 +174,24 @@ func (b *bench) targets(ctx context.Context) ([]target, error) {
 		}
 		out = append(out, t)
 	}
-	if engines := b.engineEnvironment(); engines != nil && want("engines") {
-		t, err := b.relay(ctx, "relay, engines", engines)
+	if want("engines") {
+		engines, err := b.engineEnvironment(ctx)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, t)
+		if engines != nil {
+			t, err := b.relay(ctx, "relay, engines", engines)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, t)
+		}
 	}
 	if len(out) == 0 {
 		return nil, usagef("bench: -only %q: direct, proxy, embedded or engines is needed; engines needs TEST_KAFKA_BROKERS, TEST_MYSQL_DSN, "+
 			"TEST_REDIS_URL and TEST_CLICKHOUSE_DSN (make bench sets them)", b.o.only)
 	}
 	return out, nil
-}
-
-// engineNames are what the processes behind the node's variables are called in the tables.
-var engineNames = map[string]string{
-	"KAFKA_BROKERS": "Kafka", "SQL_DSN": "MySQL", "REDIS_CONN_STRING": "Redis", "LOG_SQL_DSN": "ClickHouse",
-}
-
-// engineEnvironment maps the addresses of test engines to the node's variables; nil if they are not all there.
-func (b *bench) engineEnvironment() map[string]string {
-	out := map[string]string{}
-	for name, from := range map[string]string{
-		"KAFKA_BROKERS": "TEST_KAFKA_BROKERS", "SQL_DSN": "TEST_MYSQL_DSN", "REDIS_CONN_STRING": "TEST_REDIS_URL", "LOG_SQL_DSN": "TEST_CLICKHOUSE_DSN",
-	} {
-		v := b.getenv(from)
-		if v == "" {
-			return nil
-		}
-		out[name] = v
-	}
-	out["KAFKA_TOPIC"] = "bench-" + strconv.FormatInt(time.Now().UnixNano(), 36)
-	return out
 }
 
 // relay starts a node, with a user, an unlimited key and a channel to the mock upstream in its database.
