@@ -65,8 +65,9 @@ func appendAccounts(dst []byte, user, token int64) []byte {
 	return append(dst, 0)
 }
 
-func appendHold(dst []byte, h *ledger.OpenHold) []byte {
-	return appendAccounts(appendInt64(dst, h.Amount), h.User, h.Token)
+// encodeHold writes what is held under a hold's id.
+func encodeHold(h *ledger.OpenHold) []byte {
+	return appendAccounts(appendInt64(nil, h.Amount), h.User, h.Token)
 }
 
 func appendSum(dst []byte, s *ledger.Sum) []byte {

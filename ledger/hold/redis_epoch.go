@@ -23,13 +23,13 @@ func (r *Redis) State(ctx context.Context, partitions ...int) ([]ledger.Counters
 	}
 	r.exec(ctx, ControlTimeout, stateScript, requests)
 	states := make([]ledger.Counters, len(partitions))
-	for i, q := range requests {
-		err := q.err
+	for i, partition := range partitions {
+		err := requests[i].err
 		if err == nil {
-			states[i], err = decodeState(partitions[i], q.reply)
+			states[i], err = decodeState(partition, requests[i].reply)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read the state of counters of partition %d: %w", partitions[i], err)
+			return nil, fmt.Errorf("read the state of counters of partition %d: %w", partition, err)
 		}
 	}
 	return states, nil
@@ -103,7 +103,7 @@ func (r *Redis) Reassert(ctx context.Context, partition int, epoch uint64, inc l
 		args := make([]any, 0, 2+2*len(part))
 		args = append(args, epoch, inc.String())
 		for i := range part {
-			args = append(args, part[i].Hold[:], appendHold(nil, &part[i]))
+			args = append(args, part[i].Hold[:], encodeHold(&part[i]))
 		}
 		accepted, err := r.yes(ctx, reassertScript, partition, args...)
 		if err != nil {

@@ -268,8 +268,9 @@ func (r *Redis) Watch(ctx context.Context, fn func(payload []byte)) error {
 // subscribe watches over one connection until it fails.
 func (r *Redis) subscribe(ctx context.Context, fn func(payload []byte)) error {
 	sub := r.client.Subscribe(ctx, r.channel())
-	defer sub.Close()
-	defer context.AfterFunc(ctx, func() { _ = sub.Close() })()
+	end := func() { _ = sub.Close() }
+	defer end()
+	defer context.AfterFunc(ctx, end)()
 	asked := false
 	for {
 		message, err := sub.ReceiveTimeout(ctx, watchPing)

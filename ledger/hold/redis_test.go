@@ -197,7 +197,7 @@ func TestPromotedReplica(t *testing.T) {
 		t.Fatal("a replica granted a hold")
 	}
 	primary.Kill()
-	if err := raw(t, replica.RedisURL()).SlaveOf(t.Context(), "NO", "ONE").Err(); err != nil {
+	if err := raw(t, replica.RedisURL()).ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil {
 		t.Fatal(err)
 	}
 	foreign(t, after)
