@@ -69,6 +69,7 @@ type Console struct {
 	origins  *http.CrossOriginProtection
 	started  time.Time
 	prices   priceList
+	patience time.Duration // appliedWithin; tests have less
 }
 
 // New builds a Console.
@@ -93,7 +94,7 @@ func New(cfg Config) (*Console, error) {
 	}
 	c := &Console{
 		cfg: cfg, log: cfg.Logger, now: cfg.Now, tickets: newTickets(cfg.Secret), throttle: newThrottle(cfg.Now),
-		origins: http.NewCrossOriginProtection(), started: cfg.Now(),
+		origins: http.NewCrossOriginProtection(), started: cfg.Now(), patience: appliedWithin,
 	}
 	if origin := strings.TrimRight(cfg.FrontendURL, "/"); origin != "" {
 		if err := c.origins.AddTrustedOrigin(origin); err != nil {

@@ -30,7 +30,7 @@ func (x *call) effective(keys ...string) {
 	if len(waiting) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, appliedWithin)
+	ctx, cancel := context.WithTimeout(ctx, c.patience)
 	defer cancel()
 	ticker := time.NewTicker(appliedPoll)
 	defer ticker.Stop()

@@ -162,6 +162,7 @@ func optionText(raw json.RawMessage) (string, bool) {
 
 // optionChecks are what the relay and this package need of an option to understand it.
 var optionChecks = map[string]func(value string) error{
+	ledger.OptionQuotaPerUnit:       wholeNumber(1 << 40),
 	"RetryTimes":                    wholeNumber(catalog.MaxRetries),
 	"QuotaForNewUser":               wholeNumber(sqlstore.MaxGrant),
 	"QuotaForInvitee":               wholeNumber(sqlstore.MaxGrant),
@@ -211,6 +212,11 @@ func decimal(value string) error {
 
 // checkOption refuses a value that would not be understood. A price option is checked in the company of all others.
 func (x *call) checkOption(key, value string) error {
+	if check := optionChecks[key]; check != nil {
+		if err := check(value); err != nil {
+			return err
+		}
+	}
 	if slices.Contains(ledger.PriceOptions(), key) {
 		options, err := x.console.cfg.Store.Options(x.ctx())
 		if err != nil {
@@ -222,13 +228,9 @@ func (x *call) checkOption(key, value string) error {
 		}
 		return nil
 	}
-	if check := optionChecks[key]; check != nil {
-		return check(value)
-	}
-	if strings.HasSuffix(key, "Enabled") || strings.HasSuffix(key, ".enabled") || strings.HasSuffix(key, "_enabled") {
-		if value != "true" && value != "false" {
-			return no("%.40q is neither true nor false", value)
-		}
+	onOff := strings.HasSuffix(key, "Enabled") || strings.HasSuffix(key, ".enabled") || strings.HasSuffix(key, "_enabled")
+	if onOff && value != "true" && value != "false" {
+		return no("%.40q is neither true nor false", value)
 	}
 	return nil
 }
