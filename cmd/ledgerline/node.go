@@ -206,14 +206,13 @@ func (n *node) buildConsumers() error {
 	if err != nil {
 		return fmt.Errorf("build quota consumer: %w", err)
 	}
-	interval, records := time.Second, 20_000
-	if _, big := n.usage.(*usagelog.ClickHouse); !big {
-		interval, records = 200*time.Millisecond, 5_000
+	tuned, gather := usagesink.ForSQL, time.Duration(0)
+	if _, big := n.usage.(*usagelog.ClickHouse); big {
+		tuned, gather = usagesink.ForClickHouse, usagesink.GatherClickHouse
 	}
-	n.usages, err = consumers.NewRunner(n.events, usagesink.New(usagesink.Config{Store: n.usage}), consumers.Config{
-		Name: "usagelog", Group: n.cfg.KafkaTopic + "-usagelog", Partitions: n.stores.log.Partitions,
-		Interval: interval, MaxRecords: records, Logger: n.log, Registerer: n.reg,
-	})
+	tuned.Name, tuned.Group, tuned.Partitions = "usagelog", n.cfg.KafkaTopic+"-usagelog", n.stores.log.Partitions
+	tuned.Logger, tuned.Registerer = n.log, n.reg
+	n.usages, err = consumers.NewRunner(n.events, usagesink.New(usagesink.Config{Store: n.usage, Gather: gather}), tuned)
 	if err != nil {
 		return fmt.Errorf("build usage-log consumer: %w", err)
 	}
