@@ -73,6 +73,7 @@ type stores struct {
 type counters interface {
 	desk.Counters
 	quota.Counters
+	catalog.News
 	Accounts(ctx context.Context, partition int, accounts []ledger.Account) ([]ledger.HotAccount, error)
 	All(ctx context.Context, partition int, account func(ledger.HotAccount) error, open func(ledger.OpenHold) error) error
 }
@@ -238,6 +239,7 @@ func (n *node) run(ctx context.Context, serveHTTP func(ctx context.Context) erro
 	deskDone := make(chan error, 1)
 	if n.role.relays {
 		background.Go(func() error { return n.catalog.Run(consume) })
+		background.Go(func() error { return n.catalog.Follow(consume, n.counters) })
 		go func() { deskDone <- n.desk.Run(deskCtx, drain) }()
 	} else {
 		deskDone <- nil

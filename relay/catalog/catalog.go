@@ -35,6 +35,9 @@ type Source interface {
 // pollEvery is how often the change log is read: a change is effective on every node within a second.
 const pollEvery = 300 * time.Millisecond
 
+// tellWithin bounds how long a write waits for the other nodes to be told.
+const tellWithin = 200 * time.Millisecond
+
 // changesAtOnce bounds one read of the change log; more than that is a full reload.
 const changesAtOnce = 1000
 
@@ -50,6 +53,7 @@ type Catalog struct {
 	keys   map[int64]string  // token id to key
 
 	routes atomic.Pointer[Routes]
+	news   atomic.Pointer[News]
 
 	apply    sync.Mutex // one refresh at a time; guards the fields below
 	seq      int64
@@ -87,9 +91,44 @@ func (c *Catalog) Load(ctx context.Context) error {
 	return nil
 }
 
-// Refresh applies what changed since the last look. The management API calls it after a write, so that the write is
-// effective on this node when it returns.
+// Refresh applies what changed since the last look, and tells the other nodes to look. The management API calls it after a
+// write, so that the write is effective on this node when it returns.
 func (c *Catalog) Refresh(ctx context.Context) error {
+	if err := c.refresh(ctx); err != nil {
+		return err
+	}
+	if news := c.news.Load(); news != nil {
+		ctx, cancel := context.WithTimeout(ctx, tellWithin)
+		defer cancel()
+		if err := (*news).Notify(ctx, nil); err != nil {
+			c.log.Debug("other nodes were not told of a change; they find it within a second", "error", err)
+		}
+	}
+	return nil
+}
+
+// News carries "something changed" between nodes; hold.Redis and hold.Local do. A lost message costs nothing but time.
+type News interface {
+	Notify(ctx context.Context, payload []byte) error
+	Watch(ctx context.Context, fn func(payload []byte)) error
+}
+
+// Follow refreshes at every message of another node, and tells them of this node's writes, until ctx ends.
+func (c *Catalog) Follow(ctx context.Context, news News) error {
+	c.news.Store(&news)
+	defer c.news.Store(nil)
+	err := news.Watch(ctx, func([]byte) {
+		if err := c.refresh(ctx); err != nil && ctx.Err() == nil {
+			c.log.Debug("the catalog was not refreshed at once; the next look does it", "error", err)
+		}
+	})
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (c *Catalog) refresh(ctx context.Context) error {
 	c.apply.Lock()
 	changes, err := c.source.Changes(ctx, c.seq, changesAtOnce)
 	if err != nil {
@@ -172,7 +211,7 @@ func (c *Catalog) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-poll.C:
-			err = c.Refresh(ctx)
+			err = c.refresh(ctx)
 		case <-full.C:
 			err = c.Load(ctx)
 		}
