@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -442,4 +443,11 @@ func (o outbox) PendingOutbox(ctx context.Context, limit int) ([]desk.OutboxRow,
 
 func (o outbox) MovedOutbox(ctx context.Context, keys []string) error {
 	return o.db.OutboxMoved(ctx, keys...)
+}
+
+func prefixes(list ...string) (out []netip.Prefix) {
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
 }
