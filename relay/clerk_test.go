@@ -3,6 +3,7 @@ package relay_test
 import (
 	"context"
 	"crypto/rand"
+	"slices"
 	"sync"
 	"time"
 
@@ -60,7 +61,7 @@ func (c *clerk) look(ctx context.Context, p int) error {
 		return err
 	}
 	switch st := &states[0]; {
-	case !st.Present || st.Foreign:
+	case !st.Present || st.Foreign || c.holdsGone(ctx, st):
 		epoch, offset, err := c.s.db.AllocateEpoch(ctx, p, st.Epoch)
 		if err != nil {
 			return err
@@ -82,21 +83,22 @@ func (c *clerk) look(ctx context.Context, p int) error {
 	return nil
 }
 
+// holdsGone reports whether the epoch names an incarnation that was given up.
+func (c *clerk) holdsGone(ctx context.Context, st *ledger.Counters) bool {
+	producers, err := c.s.db.Producers(ctx)
+	return err == nil && slices.ContainsFunc(producers, func(p sqlstore.Producer) bool {
+		return p.State == sqlstore.ProducerGone && slices.Contains(st.Members, p.ID)
+	})
+}
+
 func (c *clerk) allReported(ctx context.Context, st *ledger.Counters) bool {
 	producers, err := c.s.db.Producers(ctx)
 	if err != nil {
 		return false
 	}
-	reported := map[ledger.ID]bool{}
-	for _, id := range st.Reports {
-		reported[id] = true
-	}
-	for _, p := range producers {
-		if p.State == sqlstore.ProducerLive && !reported[p.ID] && !c.ignore[p.ID] {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(producers, func(p sqlstore.Producer) bool {
+		return p.State == sqlstore.ProducerLive && !slices.Contains(st.Reports, p.ID) && !c.ignore[p.ID]
+	})
 }
 
 // fold applies what is new in the log.

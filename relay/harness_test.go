@@ -199,7 +199,9 @@ type node struct {
 	relay   *relay.Server
 	http    *httptest.Server
 	failed  chan relay.ChannelFailure
-	stop    func() // cleanly, once
+	leave   func()     // tells the desk to end
+	ended   chan error // what it ended with
+	stop    func()     // cleanly, once
 }
 
 // nodeConfig is what a test changes of a node.
@@ -209,6 +211,7 @@ type nodeConfig struct {
 	counters desk.Counters
 	ship     desk.Ship
 	relay    func(*relay.Config)
+	desk     func(*desk.Config)
 }
 
 // start starts a node and waits until it serves.
@@ -225,20 +228,21 @@ func (s *stack) launch(change ...func(*nodeConfig)) *node {
 	n := &node{stack: s, failed: make(chan relay.ChannelFailure, 100)}
 	n.catalog = catalog.New(s.db, time.Minute, s.log)
 	s.must(n.catalog.Load(s.Context()))
-	shipper := eventlog.NewShipper(s.events, eventlog.ShipperConfig{Spacing: -1, Logger: s.log})
 	cfg := nodeConfig{
-		root: filepath.Join(s.dir, "journal"), counters: s.counters,
-		ship:  func(ctx context.Context, j *journal.Journal) error { return shipper.Ship(ctx, j) },
-		relay: func(*relay.Config) {},
+		root: filepath.Join(s.dir, "journal"), counters: s.counters, ship: s.ship(),
+		relay: func(*relay.Config) {}, desk: func(*desk.Config) {},
 	}
 	for _, f := range change {
 		f(&cfg)
 	}
-	var err error
-	n.desk, err = desk.New(s.Context(), desk.Config{
+	dc := desk.Config{
 		Node: "node", Partitions: partitions, Counters: cfg.counters, Bank: bank{s.db}, Outbox: outbox{s.db}, Ship: cfg.ship, Logger: s.log,
-		Journal: journal.Config{FS: cfg.fs, Root: cfg.root, Partitions: partitions, Slots: 1024, Logger: s.log},
-	})
+		Journal:   journal.Config{FS: cfg.fs, Root: cfg.root, Partitions: partitions, Slots: 1024, Logger: s.log},
+		BeatEvery: 20 * time.Millisecond, SweepEvery: 20 * time.Millisecond, AdoptEvery: 20 * time.Millisecond,
+	}
+	cfg.desk(&dc)
+	var err error
+	n.desk, err = desk.New(s.Context(), dc)
 	s.must(err)
 	up := upstream.New(upstream.Config{ConnectTimeout: time.Second, MaxIdlePerHost: 100})
 	rc := relay.Config{
@@ -253,8 +257,8 @@ func (s *stack) launch(change ...func(*nodeConfig)) *node {
 	n.http.Config.MaxHeaderBytes = 64 << 10
 	n.http.Start()
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- n.desk.Run(ctx, patience) }()
+	n.leave, n.ended = cancel, make(chan error, 1)
+	go func() { n.ended <- n.desk.Run(ctx, patience) }()
 	stopped := false
 	n.stop = func() {
 		if stopped {
@@ -265,7 +269,7 @@ func (s *stack) launch(change ...func(*nodeConfig)) *node {
 		n.http.Close()
 		cancel()
 		select {
-		case err := <-ended:
+		case err := <-n.ended:
 			if err != nil {
 				s.Errorf("the desk ended with: %v", err)
 			}
@@ -276,6 +280,11 @@ func (s *stack) launch(change ...func(*nodeConfig)) *node {
 	}
 	s.Cleanup(n.stop)
 	return n
+}
+
+func (s *stack) ship() desk.Ship {
+	shipper := eventlog.NewShipper(s.events, eventlog.ShipperConfig{Spacing: -1, Logger: s.log})
+	return func(ctx context.Context, j *journal.Journal) error { return shipper.Ship(ctx, j) }
 }
 
 func (n *node) ready() {

@@ -12,6 +12,7 @@
 package desk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,7 +50,7 @@ type Bank interface {
 	RegisterProducer(ctx context.Context, incarnation ledger.ID, node string) error
 	// Heartbeat raises the beat of the incarnations and reports those that were given up.
 	Heartbeat(ctx context.Context, incarnations []ledger.ID) (gone []ledger.ID, err error)
-	// CloseProducer marks an incarnation closed: it will write nothing more.
+	// CloseProducer marks an incarnation closed: it will write nothing more. sqlstore.ErrNotFound: it is not registered.
 	CloseProducer(ctx context.Context, incarnation ledger.ID) error
 }
 
@@ -62,11 +63,9 @@ const (
 	MaxOpen = 65536
 	// epochLook is how often the epochs are looked at; a rebuild should take about a second.
 	epochLook = 100 * time.Millisecond
-	// beatEvery is how often a node says that it lives; HOLD_ORPHAN_AFTER is many times that.
-	beatEvery = 3 * time.Second
-	// sweepEvery is how often the node voids holds of its own that it does not know (DESIGN 7, dead nodes).
+	// beatEvery is far below HOLD_ORPHAN_AFTER and below what the quota consumer takes for silence (10 s).
+	beatEvery  = 3 * time.Second
 	sweepEvery = time.Minute
-	// adoptEvery is how often JOURNAL_DIR is looked through for journals that nobody holds.
 	adoptEvery = 15 * time.Second
 	// releaseBatch bounds the settles and voids in one pipeline.
 	releaseBatch = 512
@@ -80,7 +79,7 @@ const (
 	rebuildPatience = 10 * time.Second
 )
 
-// Config is what a Desk is built from. Every field but Metrics is required.
+// Config is what a Desk is built from. Fields without a default are required.
 type Config struct {
 	Node       string // NODE_NAME
 	Partitions int
@@ -92,6 +91,10 @@ type Config struct {
 	Logger     *slog.Logger
 	Metrics    prometheus.Registerer // nil: no metrics
 	Now        func() time.Time      // nil: time.Now
+
+	// How often the node says that it lives, voids holds of its own that it does not know (DESIGN 7, dead nodes), and looks
+	// through JOURNAL_DIR for journals that nobody holds. Zero: beatEvery, sweepEvery, adoptEvery.
+	BeatEvery, SweepEvery, AdoptEvery time.Duration
 }
 
 // Desk is one node's cash desk. Make it with New, then Run it; Reserve may be called while Run runs.
@@ -161,6 +164,9 @@ func New(ctx context.Context, cfg Config) (*Desk, error) {
 	if d.now == nil {
 		d.now = time.Now
 	}
+	d.cfg.BeatEvery = cmp.Or(cfg.BeatEvery, beatEvery)
+	d.cfg.SweepEvery = cmp.Or(cfg.SweepEvery, sweepEvery)
+	d.cfg.AdoptEvery = cmp.Or(cfg.AdoptEvery, adoptEvery)
 	for i := range d.views {
 		d.views[i].tickets = map[ledger.ID]*Ticket{}
 		d.views[i].waiting = map[ledger.ID]struct{}{}

@@ -10,6 +10,7 @@ import (
 
 	"ledgerline/ledger"
 	"ledgerline/ledger/journal"
+	"ledgerline/ledger/sqlstore"
 )
 
 // Run serves the desk until ctx ends: it ships the journals, follows the epochs, beats, sweeps, closes the journals of dead nodes and
@@ -48,7 +49,7 @@ func (d *Desk) duties(ctx context.Context) {
 	ticker := time.NewTicker(epochLook)
 	defer ticker.Stop()
 	looks := every{interval: 0}
-	beats, sweeps, adopts := every{interval: beatEvery}, every{interval: sweepEvery}, every{interval: adoptEvery}
+	beats, sweeps, adopts := every{interval: d.cfg.BeatEvery}, every{interval: d.cfg.SweepEvery}, every{interval: d.cfg.AdoptEvery}
 	sweeps.due(d.now())
 	adopts.due(d.now())
 	complain := every{interval: 10 * time.Second}
@@ -216,7 +217,14 @@ func (d *Desk) closeBook(ctx context.Context, b *book) error {
 			return fmt.Errorf("drop holds of partition %d: %w", p, err)
 		}
 	}
-	if err := d.cfg.Bank.CloseProducer(ctx, b.incarnation); err != nil {
+	err := d.cfg.Bank.CloseProducer(ctx, b.incarnation)
+	if errors.Is(err, sqlstore.ErrNotFound) {
+		// The database lost its last transactions. The row has to be there, closed: the events of this incarnation still come.
+		if err = d.cfg.Bank.RegisterProducer(ctx, b.incarnation, d.cfg.Node); err == nil {
+			err = d.cfg.Bank.CloseProducer(ctx, b.incarnation)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("close incarnation: %w", err)
 	}
 	b.stopShip()
@@ -230,8 +238,13 @@ func (d *Desk) closeBook(ctx context.Context, b *book) error {
 func (d *Desk) leave(ctx context.Context, drain time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, drain)
 	defer cancel()
-	beats := every{interval: beatEvery}
+	beats := every{interval: d.cfg.BeatEvery}
 	for d.busy() {
+		if err := d.Failed(); err != nil {
+			d.log.Error("the node stops with a journal that cannot be written; the next start finishes what is left", "error", err)
+			d.closeFiles()
+			return nil
+		}
 		if err := d.look(ctx); err != nil && ctx.Err() == nil {
 			d.log.Warn("the node leaves while the counters are away", "error", err)
 		}
