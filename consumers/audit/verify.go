@@ -23,8 +23,12 @@ type snapshot struct {
 	dead       func(partition int, offset int64) ledger.DeadState
 	deadCount  int
 	balances   map[ledger.Account]ledger.Balance
+	channels   map[int64]channelUse
 	partitions int
 }
+
+// channelUse is what a channel's accounts of all partitions sum up to, and the column that should say so.
+type channelUse struct{ sum, column int64 }
 
 // Verify compares everything. What does not catch up with the snapshot within patience is reported as lagging.
 func Verify(ctx context.Context, s Stores, patience time.Duration) (*Verdict, error) {
@@ -55,6 +59,7 @@ func Verify(ctx context.Context, s Stores, patience time.Duration) (*Verdict, er
 func (v *Verdict) look(ctx context.Context, db *sqlstore.Store) (*snapshot, error) {
 	snap := &snapshot{
 		epochs: map[int][]ledger.EpochRecord{}, closed: map[ledger.ID]bool{}, balances: map[ledger.Account]ledger.Balance{},
+		channels: map[int64]channelUse{},
 	}
 	err := db.Verify(ctx, func(s *sqlstore.VerifySnapshot) error {
 		snap.partitions = len(s.Partitions)
@@ -73,14 +78,23 @@ func (v *Verdict) look(ctx context.Context, db *sqlstore.Store) (*snapshot, erro
 		return s.Accounts(ctx, func(a sqlstore.VerifyAccount) error {
 			if a.Stored {
 				v.Accounts++
-				snap.balances[a.Account] = snap.balances[a.Account].Plus(a.Balance)
+				if a.Partition >= 0 { // what a channel had used before Ledgerline is no event
+					snap.balances[a.Account] = snap.balances[a.Account].Plus(a.Balance)
+				}
 			}
 			v.columns(&a)
+			if a.Kind == ledger.ChannelAccount && a.Listed {
+				used := snap.channels[a.ID]
+				snap.channels[a.ID] = channelUse{sum: used.sum + a.Balance.Charged + a.BaseUsed, column: a.Used}
+			}
 			return nil
 		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the balances: %w", err)
+	}
+	for id, used := range snap.channels {
+		v.differ("MySQL channels.used_quota", ledger.Account{Kind: ledger.ChannelAccount, ID: id}, "used", used.sum, used.column)
 	}
 	return snap, nil
 }
@@ -232,6 +246,14 @@ func (a *auditor) usageLog(ctx, waitCtx context.Context) error {
 		return fmt.Errorf("sum up the usage log: %w", err)
 	}
 	a.compare("usage log", want, got)
+	err = a.Usage.Shown(ctx, a.snap.offsets, func(account ledger.Account, more int64) error {
+		charged := got[account].Charged
+		a.verdict.differ("usage log quota", account, "quota", charged, charged+more)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("look at the quotas that the usage log shows: %w", err)
+	}
 	return nil
 }
 

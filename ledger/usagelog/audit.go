@@ -63,11 +63,25 @@ func (c *cut) pick(value func(p int) int64) string {
 // requests). signed casts a sum to an integer, table names the rows, each event once.
 func (c *cut) grouped(table string, signed func(string) string) map[ledger.AccountKind]string {
 	queries := map[ledger.AccountKind]string{}
-	for kind, column := range map[ledger.AccountKind]string{
-		ledger.UserAccount: "user_id", ledger.TokenAccount: "token_id", ledger.ChannelAccount: "channel_id",
-	} {
+	for kind, column := range accountColumns {
 		queries[kind] = fmt.Sprintf("SELECT %s, %s, %s, %s FROM %s WHERE moves IN ('%s', '%s') AND %s <> 0 AND event_key = '' AND %s GROUP BY %s",
 			column, signed("SUM(granted)"), signed("SUM(charged)"), signed("SUM(requests)"), table, MovesAll, kind, column, c.within(), column)
+	}
+	return queries
+}
+
+// accountColumns are the columns that say whose a row is.
+var accountColumns = map[ledger.AccountKind]string{
+	ledger.UserAccount: "user_id", ledger.TokenAccount: "token_id", ledger.ChannelAccount: "channel_id",
+}
+
+// shown returns the queries behind Shown: one per kind of account, of (id, more). RowOf says what quota shows.
+func (c *cut) shown(table string, signed func(string) string) map[ledger.AccountKind]string {
+	more := fmt.Sprintf("CASE WHEN type = %d THEN -quota ELSE quota END - charged", TypeRefund)
+	queries := map[ledger.AccountKind]string{}
+	for kind, column := range accountColumns {
+		queries[kind] = fmt.Sprintf("SELECT %s, %s FROM %s WHERE type IN (%d, %d) AND %s <> 0 AND %s <> 0 AND %s GROUP BY %s",
+			column, signed("SUM("+more+")"), table, TypeConsume, TypeRefund, column, more, c.below(), column)
 	}
 	return queries
 }

@@ -54,6 +54,35 @@ func (c *ClickHouse) Totals(ctx context.Context, from, to []int64, fn func(ledge
 	return total.rest()
 }
 
+// Shown implements Auditor.
+func (c *ClickHouse) Shown(ctx context.Context, to []int64, fn func(ledger.Account, int64) error) error {
+	at := make([]Position, len(to))
+	for p := range to {
+		var err error
+		if at[p], err = c.Position(ctx, p); err != nil {
+			return fmt.Errorf("look at shown quotas: %w", err)
+		}
+	}
+	stretch, err := newCut(nil, to, at)
+	if err != nil {
+		return err
+	}
+	table, signed := "ledger_usage FINAL", func(e string) string { return "toInt64(" + e + ")" }
+	for kind, query := range stretch.shown(table, signed) {
+		err := c.each(ctx, query, func(rows driver.Rows) error {
+			account, more := ledger.Account{Kind: kind}, int64(0)
+			if err := rows.Scan(&account.ID, &more); err != nil {
+				return err
+			}
+			return fn(account, more)
+		})
+		if err != nil {
+			return fmt.Errorf("look at shown quotas: %w", err)
+		}
+	}
+	return nil
+}
+
 // scanWindow bounds one query of Scan (L7), in records: about 20 MB.
 const scanWindow = 20_000
 

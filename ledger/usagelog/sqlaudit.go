@@ -73,6 +73,38 @@ func (s *SQL) each(ctx context.Context, query string, fn func(*sql.Rows) error, 
 // scanRows bounds one query of Scan (L7): it holds a connection, and on SQLite the write-ahead log, while fn works.
 const scanRows = 2000
 
+// Shown implements Auditor.
+func (s *SQL) Shown(ctx context.Context, to []int64, fn func(ledger.Account, int64) error) error {
+	at := make([]Position, len(to))
+	for p := range to {
+		var err error
+		if at[p], err = s.Position(ctx, p); err != nil {
+			return fmt.Errorf("look at shown quotas: %w", err)
+		}
+	}
+	stretch, err := newCut(nil, to, at)
+	if err != nil {
+		return err
+	}
+	table, signed := "ledger_usage", func(e string) string { return e }
+	if s.mysql {
+		signed = func(e string) string { return "CAST(" + e + " AS SIGNED)" }
+	}
+	for kind, query := range stretch.shown(table, signed) {
+		err := s.each(ctx, query, func(rows *sql.Rows) error {
+			account, more := ledger.Account{Kind: kind}, int64(0)
+			if err := rows.Scan(&account.ID, &more); err != nil {
+				return err
+			}
+			return fn(account, more)
+		})
+		if err != nil {
+			return fmt.Errorf("look at shown quotas: %w", err)
+		}
+	}
+	return nil
+}
+
 // Scan implements Auditor.
 func (s *SQL) Scan(ctx context.Context, partition int, from, to int64, fn func(offset int64, value []byte) error) error {
 	at, err := s.Position(ctx, partition)

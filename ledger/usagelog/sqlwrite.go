@@ -33,19 +33,33 @@ func usageValues(dst []any, r *Row) []any {
 		r.Group, r.IP, r.RequestID, r.UpstreamRequestID, r.Other)
 }
 
-// A copy of an event differs from the row that is there in its place alone (and in who sent it). The lower place stays.
-// MySQL assigns from left to right and sees what it assigned, so log_gen comes last: by then it is the lower one anyway.
-const (
-	lowerPlaceSQLite = " ON CONFLICT (event_id) DO UPDATE SET log_gen = excluded.log_gen, log_offset = excluded.log_offset, " +
-		"producer = excluded.producer, seq = excluded.seq, prev = excluded.prev " +
-		"WHERE (excluded.log_gen, excluded.log_offset) < (ledger_usage.log_gen, ledger_usage.log_offset)"
-	isLowerMySQL    = "(VALUES(log_gen), VALUES(log_offset)) < (log_gen, log_offset)"
-	lowerPlaceMySQL = " ON DUPLICATE KEY UPDATE " +
-		"producer = IF(" + isLowerMySQL + ", VALUES(producer), producer), " +
-		"seq = IF(" + isLowerMySQL + ", VALUES(seq), seq), " +
-		"prev = IF(" + isLowerMySQL + ", VALUES(prev), prev), " +
-		"log_offset = IF(" + isLowerMySQL + ", VALUES(log_offset), log_offset), " +
-		"log_gen = LEAST(log_gen, VALUES(log_gen))"
+// A copy of an event differs from the row that is there in its place alone (and in who sent it). The lower place stays. A
+// copy at the same place is written over the row: it is the same, unless somebody edited the row and a replay brings it back.
+var (
+	lowerPlaceSQLite = func() string {
+		var set strings.Builder
+		for i, c := range strings.Split(usageColumns, ", ") {
+			if i > 0 {
+				set.WriteString(", ")
+			}
+			set.WriteString(c + " = excluded." + c)
+		}
+		return " ON CONFLICT (event_id) DO UPDATE SET " + set.String() +
+			" WHERE (excluded.log_gen, excluded.log_offset) <= (ledger_usage.log_gen, ledger_usage.log_offset)"
+	}()
+	// MySQL assigns from left to right and sees what it assigned, so the place comes last: what is assigned of it before the
+	// last is the new row's or equal to it.
+	lowerPlaceMySQL = func() string {
+		const lower = "(VALUES(log_gen), VALUES(log_offset)) <= (log_gen, log_offset)"
+		var set strings.Builder
+		for _, c := range strings.Split(usageColumns, ", ") {
+			if c != "log_gen" && c != "log_offset" {
+				set.WriteString(c + " = IF(" + lower + ", VALUES(" + c + "), " + c + "), ")
+			}
+		}
+		return " ON DUPLICATE KEY UPDATE " + set.String() +
+			"log_offset = IF(" + lower + ", VALUES(log_offset), log_offset), log_gen = LEAST(log_gen, VALUES(log_gen))"
+	}()
 )
 
 // Append implements Writer: one transaction.
@@ -122,7 +136,7 @@ func (s *SQL) insertRows(ctx context.Context, tx *sql.Tx, b *Batch) error {
 
 func (s *SQL) insertEvents(ctx context.Context, tx *sql.Tx, b *Batch) error {
 	insert := inserter{
-		tx: tx, columns: 5, tail: s.keep("part, log_gen, log_offset"),
+		tx: tx, columns: 5, tail: s.rewrite("part, log_gen, log_offset", "event"),
 		head: "INSERT INTO ledger_events (part, log_gen, log_offset, created_at, event) VALUES ",
 	}
 	for i := range b.Rows {
@@ -142,6 +156,14 @@ func (s *SQL) keep(keys string) string {
 		return " ON DUPLICATE KEY UPDATE " + first + " = " + first
 	}
 	return " ON CONFLICT (" + keys + ") DO NOTHING"
+}
+
+// rewrite ends an INSERT so that a column of a row that is there becomes what it should be.
+func (s *SQL) rewrite(keys, column string) string {
+	if s.mysql {
+		return " ON DUPLICATE KEY UPDATE " + column + " = VALUES(" + column + ")"
+	}
+	return " ON CONFLICT (" + keys + ") DO UPDATE SET " + column + " = excluded." + column
 }
 
 func (s *SQL) insertDead(ctx context.Context, tx *sql.Tx, d *DeadLetter) error {

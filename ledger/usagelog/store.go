@@ -94,6 +94,9 @@ type Auditor interface {
 	// event once, each business key once. from and to hold an offset per partition of the current log; a nil from means
 	// since ever, logs before the current one included. Accounts come in no order.
 	Totals(ctx context.Context, from, to []int64, fn func(ledger.Account, ledger.Balance) error) error
+	// Shown calls fn for each account of which rows below to show another quota than their events charged, and by how much in
+	// sum. It finds what somebody changed in the column that people read.
+	Shown(ctx context.Context, to []int64, fn func(account ledger.Account, more int64) error) error
 	// Scan calls fn for each decodable record with from ≤ offset < to, in offset order, with its canonical JSON:
 	// duplicates and re-driven copies are there as they are in the log. A negative from means since ever, logs before
 	// the current one included, in their order. value is valid until fn returns.
