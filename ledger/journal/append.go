@@ -164,8 +164,8 @@ func (j *Journal) putOpen(o *openState) *batch {
 // the hold's last open record (Hold.Epoch); after that ev is what will be shipped. It must be durable before the last byte of
 // the response is sent (L1). ErrNotOpen: the hold was closed before, nothing is owed twice (L2). Never ErrFull.
 func (j *Journal) Settle(ev *ledger.Event) (Commit, error) {
-	if ev.Hold == nil {
-		return Commit{}, fmt.Errorf("settle: event %s names no hold", ev.ID)
+	if !settles(ev) {
+		return Commit{}, fmt.Errorf("settle: event %s ends no hold", ev.ID)
 	}
 	c, err := j.appendEvent(ev)
 	if err != nil {
@@ -174,9 +174,13 @@ func (j *Journal) Settle(ev *ledger.Event) (Commit, error) {
 	return c, nil
 }
 
+// settles reports whether ev ends a hold of this journal. A re-drive names the hold that its original settled, for the counters
+// (DESIGN 8), and ends none.
+func settles(ev *ledger.Event) bool { return ev.Hold != nil && !ev.Redrive }
+
 // Event records an event that settles no hold, such as one from the outbox; otherwise like Settle. ErrFull: try again later.
 func (j *Journal) Event(ev *ledger.Event) (Commit, error) {
-	if ev.Hold != nil {
+	if settles(ev) {
 		return Commit{}, fmt.Errorf("append event %s: it settles a hold", ev.ID)
 	}
 	c, err := j.appendEvent(ev)
@@ -208,7 +212,7 @@ func (j *Journal) putEvent(r *record, ev *ledger.Event) (c Commit, again bool, e
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	var o *openState
-	if ev.Hold != nil {
+	if settles(ev) {
 		if o, err = j.openHold(r.Hold); err != nil {
 			return Commit{}, false, err
 		}

@@ -178,7 +178,7 @@ func (r *record) setEvent(ev *ledger.Event, buf []byte) error {
 	}
 	r.Kind, r.User, r.ID, r.Charge, r.Made = kindEvent, ev.User, ev.ID, ev.Charged, ev.Time
 	r.EventKind, r.Payload, r.cut = ev.Kind, value, cut
-	if ev.Hold != nil {
+	if settles(ev) {
 		r.Hold, r.Epoch = ev.Hold.ID, ev.Hold.Epoch
 	}
 	return nil
