@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -35,8 +36,14 @@ func scanUser(scan func(...any) error) (*UserRow, error) {
 	if r.Group == "" {
 		r.Group = "default"
 	}
+	if !auth.Valid {
+		r.AuthVersion = firstAuthVersion
+	}
 	return &r, nil
 }
+
+// firstAuthVersion is a user's auth version before anything ended their sessions, as in New API.
+const firstAuthVersion = 1
 
 const tokenColumns = "`id`, `user_id`, `key`, `status`, `name`, `created_time`, `accessed_time`, `expired_time`, `unlimited_quota`, " +
 	"`model_limits_enabled`, `model_limits`, `allow_ips`, `group`, `cross_group_retry`, `auto_groups`, `deleted_at` IS NOT NULL"
@@ -91,33 +98,15 @@ func (s *Store) LoadCatalog(ctx context.Context, into CatalogSink) (seq int64, e
 		if seq, err = tx.lastChange(ctx, ""); err != nil {
 			return err
 		}
-		err := tx.each(ctx, "SELECT "+userColumns+" FROM users WHERE deleted_at IS NULL", nil, func(scan func(...any) error) error {
-			r, err := scanUser(scan)
-			if err == nil {
-				into.User(r)
-			}
-			return err
-		})
+		err := eachOf(ctx, tx, userRows, " WHERE deleted_at IS NULL", nil, func(r *UserRow) { into.User(r) })
 		if err != nil {
 			return fmt.Errorf("read users: %w", err)
 		}
-		err = tx.each(ctx, "SELECT "+tokenColumns+" FROM tokens WHERE deleted_at IS NULL", nil, func(scan func(...any) error) error {
-			r, err := scanToken(scan)
-			if err == nil {
-				into.Token(r)
-			}
-			return err
-		})
+		err = eachOf(ctx, tx, tokenRows, " WHERE deleted_at IS NULL", nil, func(r *TokenRow) { into.Token(r) })
 		if err != nil {
 			return fmt.Errorf("read tokens: %w", err)
 		}
-		err = tx.each(ctx, "SELECT "+channelColumns+" FROM channels", nil, func(scan func(...any) error) error {
-			r, err := scanChannel(scan)
-			if err == nil {
-				into.Channel(r, false)
-			}
-			return err
-		})
+		err = eachOf(ctx, tx, channelRows, "", nil, func(r *ChannelRow) { into.Channel(r, false) })
 		if err != nil {
 			return fmt.Errorf("read channels: %w", err)
 		}
@@ -181,25 +170,85 @@ func (s *Store) CatalogRow(ctx context.Context, change Change, into CatalogSink)
 
 // User reads a user, deleted or not. ErrNotFound.
 func (s *Store) User(ctx context.Context, id int64) (*UserRow, error) {
-	return one(ctx, s, scanUser, "SELECT "+userColumns+" FROM users WHERE id = ?", id)
+	return one(ctx, s, userRows, " WHERE id = ?", id)
 }
 
 // Token reads an API key, deleted or not. ErrNotFound.
 func (s *Store) Token(ctx context.Context, id int64) (*TokenRow, error) {
-	return one(ctx, s, scanToken, "SELECT "+tokenColumns+" FROM tokens WHERE id = ?", id)
+	return one(ctx, s, tokenRows, " WHERE id = ?", id)
 }
 
 // Channel reads a channel. ErrNotFound.
 func (s *Store) Channel(ctx context.Context, id int64) (*ChannelRow, error) {
-	return one(ctx, s, scanChannel, "SELECT "+channelColumns+" FROM channels WHERE id = ?", id)
+	return one(ctx, s, channelRows, " WHERE id = ?", id)
 }
 
-// one reads a single row.
-func one[R any](ctx context.Context, s *Store, scan func(func(...any) error) (*R, error), query string, args ...any) (*R, error) {
-	var out *R
-	err := s.read(ctx, query, args, func(sc func(...any) error) error {
+// source says how rows of a table are read.
+type source[R any] struct {
+	table, columns string
+	scan           func(func(...any) error) (*R, error)
+}
+
+var (
+	userRows    = source[UserRow]{"users", userColumns, scanUser}
+	tokenRows   = source[TokenRow]{"tokens", tokenColumns, scanToken}
+	channelRows = source[ChannelRow]{"channels", channelColumns, scanChannel}
+)
+
+// selectFrom is the beginning of a query for rows.
+func (s *Store) selectFrom(ctx context.Context, run runner, table, columns string) (string, error) {
+	if slices.Contains(shapedTables, table) {
 		var err error
-		out, err = scan(sc)
+		if columns, err = s.columnsOf(ctx, run, table, columns); err != nil {
+			return "", err
+		}
+	}
+	return "SELECT " + columns + " FROM " + table, nil
+}
+
+// eachOf calls fn for each row that the rest of the query selects.
+func eachOf[R any](ctx context.Context, tx *Tx, from source[R], rest string, args []any, fn func(*R)) error {
+	head, err := tx.s.selectFrom(ctx, tx.each, from.table, from.columns)
+	if err != nil {
+		return err
+	}
+	return tx.each(ctx, head+rest, args, func(scan func(...any) error) error {
+		r, err := from.scan(scan)
+		if err == nil {
+			fn(r)
+		}
+		return err
+	})
+}
+
+// rowsOf reads the rows that the rest of the query selects. The list is never nil.
+func rowsOf[R any](ctx context.Context, tx *Tx, from source[R], rest string, args ...any) ([]*R, error) {
+	list := []*R{}
+	err := eachOf(ctx, tx, from, rest, args, func(r *R) { list = append(list, r) })
+	return list, err
+}
+
+// pick reads a single row in a transaction. ErrNotFound.
+func pick[R any](ctx context.Context, tx *Tx, from source[R], rest string, args ...any) (*R, error) {
+	list, err := rowsOf(ctx, tx, from, rest, args...)
+	if err == nil && len(list) == 0 {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return nil, err
+	}
+	return list[0], nil
+}
+
+// one reads a single row outside of a transaction. ErrNotFound.
+func one[R any](ctx context.Context, s *Store, from source[R], rest string, args ...any) (*R, error) {
+	head, err := s.selectFrom(ctx, s.read, from.table, from.columns)
+	if err != nil {
+		return nil, err
+	}
+	var out *R
+	err = s.read(ctx, head+rest, args, func(scan func(...any) error) (err error) {
+		out, err = from.scan(scan)
 		return err
 	})
 	if err == nil && out == nil {

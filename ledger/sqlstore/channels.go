@@ -47,17 +47,8 @@ func (tx *Tx) createChannel(ctx context.Context, c ChannelRow) (id int64, err er
 	if c.Status == 0 {
 		c.Status = ChannelEnabled
 	}
-	result, err := tx.Exec(ctx, "INSERT INTO channels (`type`, `key`, `open_ai_organization`, `test_model`, `status`, `name`, `weight`, "+
-		"`created_time`, `test_time`, `response_time`, `base_url`, `other`, `balance`, `balance_updated_time`, `models`, `group`, `used_quota`, "+
-		"`model_mapping`, `status_code_mapping`, `priority`, `auto_ban`, `other_info`, `tag`, `setting`, `param_override`, `header_override`, "+
-		"`remark`, `channel_info`, `settings`) VALUES (?,?,?,?,?,?,?,?,0,0,?,?,0,0,?,?,0,?,?,?,?,?,?,?,?,?,?,?,?)",
-		c.Type, c.Key, nullable(c.Organization), nullable(c.TestModel), c.Status, c.Name, max(0, c.Weight), tx.s.now().Unix(), c.BaseURL, c.Other,
-		c.Models, c.Group, nullable(c.ModelMapping), c.StatusCodeMapping, c.Priority, c.AutoBan, c.OtherInfo, nullable(c.Tag), nullable(c.Setting),
-		nullable(c.ParamOverride), nullable(c.HeaderOverride), nullable(c.Remark), orElse(c.ChannelInfo, plainChannelInfo), c.Settings)
+	id, err = tx.insert(ctx, "channels", append(channelAssignments(&c), assignment{"created_time", tx.s.now().Unix()}, assignment{"used_quota", 0}))
 	if err != nil {
-		return 0, err
-	}
-	if id, err = result.LastInsertId(); err != nil {
 		return 0, err
 	}
 	c.ID = id
@@ -66,6 +57,39 @@ func (tx *Tx) createChannel(ctx context.Context, c ChannelRow) (id int64, err er
 	}
 	tx.Changed(ChangeChannel, id)
 	return id, tx.audit(ctx, fmt.Sprintf("created channel %s (ID: %d)", c.Name, id))
+}
+
+// channelAssignments are the columns of a channel but for those that never change by hand.
+func channelAssignments(c *ChannelRow) []assignment {
+	return []assignment{
+		{"type", c.Type},
+		{"key", c.Key},
+		{"open_ai_organization", nullable(c.Organization)},
+		{"test_model", nullable(c.TestModel)},
+		{"status", c.Status},
+		{"name", c.Name},
+		{"weight", max(0, c.Weight)},
+		{"test_time", c.TestTime},
+		{"response_time", c.ResponseTime},
+		{"base_url", c.BaseURL},
+		{"other", c.Other},
+		{"balance", c.Balance},
+		{"balance_updated_time", c.BalanceUpdated},
+		{"models", c.Models},
+		{"group", c.Group},
+		{"model_mapping", nullable(c.ModelMapping)},
+		{"status_code_mapping", c.StatusCodeMapping},
+		{"priority", c.Priority},
+		{"auto_ban", c.AutoBan},
+		{"other_info", c.OtherInfo},
+		{"tag", nullable(c.Tag)},
+		{"setting", nullable(c.Setting)},
+		{"param_override", nullable(c.ParamOverride)},
+		{"header_override", nullable(c.HeaderOverride)},
+		{"remark", nullable(c.Remark)},
+		{"channel_info", orElse(c.ChannelInfo, plainChannelInfo)},
+		{"settings", c.Settings},
+	}
 }
 
 // abilityChunk rows make one statement, as New API writes them.
@@ -101,7 +125,7 @@ func (tx *Tx) writeAbilities(ctx context.Context, c *ChannelRow) error {
 				continue
 			}
 			seen[pair] = true
-			args = append(args, pair[0], pair[1], c.ID, c.Status == ChannelEnabled, c.Priority, c.Weight, nullable(c.Tag))
+			args = append(args, pair[0], pair[1], c.ID, c.Status == ChannelEnabled, c.Priority, max(0, c.Weight), nullable(c.Tag))
 			if len(args) >= 7*abilityChunk {
 				if err := flush(); err != nil {
 					return fmt.Errorf("write abilities: %w", err)

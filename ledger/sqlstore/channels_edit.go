@@ -33,19 +33,11 @@ func (s *Store) EditChannel(ctx context.Context, id int64, note string, fn func(
 }
 
 func (tx *Tx) lockChannel(ctx context.Context, id int64) (*ChannelRow, error) {
-	return oneOf(ctx, tx, scanChannel, "SELECT "+channelColumns+" FROM channels WHERE id = ?"+tx.ForUpdate(), id)
+	return pick(ctx, tx, channelRows, " WHERE id = ?"+tx.ForUpdate(), id)
 }
 
 func (tx *Tx) storeChannel(ctx context.Context, c *ChannelRow) error {
-	_, err := tx.Exec(ctx, "UPDATE channels SET `type` = ?, `key` = ?, `open_ai_organization` = ?, `test_model` = ?, `status` = ?, `name` = ?, `weight` = ?, "+
-		"`test_time` = ?, `response_time` = ?, `base_url` = ?, `other` = ?, `balance` = ?, `balance_updated_time` = ?, `models` = ?, `group` = ?, "+
-		"`model_mapping` = ?, `status_code_mapping` = ?, `priority` = ?, `auto_ban` = ?, `other_info` = ?, `tag` = ?, `setting` = ?, "+
-		"`param_override` = ?, `header_override` = ?, `remark` = ?, `channel_info` = ?, `settings` = ? WHERE id = ?",
-		c.Type, c.Key, nullable(c.Organization), nullable(c.TestModel), c.Status, c.Name, max(0, c.Weight),
-		c.TestTime, c.ResponseTime, c.BaseURL, c.Other, c.Balance, c.BalanceUpdated, c.Models, c.Group,
-		nullable(c.ModelMapping), c.StatusCodeMapping, c.Priority, c.AutoBan, c.OtherInfo, nullable(c.Tag), nullable(c.Setting),
-		nullable(c.ParamOverride), nullable(c.HeaderOverride), nullable(c.Remark), orElse(c.ChannelInfo, plainChannelInfo), c.Settings, c.ID)
-	if err != nil {
+	if err := tx.update(ctx, "channels", c.ID, channelAssignments(c)); err != nil {
 		return err
 	}
 	if err := tx.writeAbilities(ctx, c); err != nil {
@@ -111,6 +103,9 @@ func (s *Store) DisableChannel(ctx context.Context, id int64, keyIndex int, reas
 			keys := len(SplitKeys(c.Key))
 			if keyIndex < 0 || keyIndex >= keys {
 				return fmt.Errorf("it has %d keys, none of index %d", keys, keyIndex)
+			}
+			if info.off(keyIndex) {
+				return nil
 			}
 			all := info.disable(keyIndex, keys, cut(reason, maxNote), s.now())
 			c.ChannelInfo = info.String()

@@ -70,6 +70,12 @@ func (i *ChannelInfo) String() string {
 	return string(text)
 }
 
+// off reports whether a key is disabled.
+func (i *ChannelInfo) off(index int) bool {
+	st, ok := i.Status[strconv.Itoa(index)]
+	return ok && st != ChannelEnabled
+}
+
 // disable marks a key and reports whether all are off now.
 func (i *ChannelInfo) disable(index, keys int, reason string, now time.Time) (all bool) {
 	if i.Status == nil {
@@ -84,7 +90,7 @@ func (i *ChannelInfo) disable(index, keys int, reason string, now time.Time) (al
 	name := strconv.Itoa(index)
 	i.Status[name], i.Reason[name], i.Disabled[name], i.Size = ChannelAutoDisabled, reason, now.Unix(), keys
 	for k := range keys {
-		if st, ok := i.Status[strconv.Itoa(k)]; !ok || st == ChannelEnabled {
+		if !i.off(k) {
 			return false
 		}
 	}

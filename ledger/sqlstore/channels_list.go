@@ -50,7 +50,7 @@ func (s *Store) Channels(ctx context.Context, f ChannelFilter, page Page) (out C
 		if f.Tags {
 			return tx.channelsByTag(ctx, &f, page, &out)
 		}
-		out.Items, out.Total, err = listed(ctx, tx, query[ChannelRow]{channelColumns, "channels", f.where(true), f.order(), page, scanChannel})
+		out.Items, out.Total, err = listed(ctx, tx, query[ChannelRow]{channelRows, f.where(true), f.order(), page})
 		return err
 	})
 	if err != nil {
@@ -78,12 +78,8 @@ func (tx *Tx) channelsByTag(ctx context.Context, f *ChannelFilter, page Page, ou
 		return err
 	}
 	w.add("`tag` IN ("+marks(len(tags))+")", tags...)
-	q := "SELECT " + channelColumns + " FROM channels" + w.String() + " ORDER BY `tag`, " + f.order() + " LIMIT " + strconv.Itoa(MaxChannelsAtOnce)
-	return tx.each(ctx, q, w.args, func(scan func(...any) error) error {
-		c, err := scanChannel(scan)
-		out.Items = append(out.Items, c)
-		return err
-	})
+	out.Items, err = rowsOf(ctx, tx, channelRows, w.String()+" ORDER BY `tag`, "+f.order()+" LIMIT "+strconv.Itoa(MaxChannelsAtOnce), w.args...)
+	return err
 }
 
 func (f *ChannelFilter) order() string {

@@ -36,7 +36,7 @@ type Redemption struct {
 	DeletedAt    time.Time
 }
 
-const redemptionColumns = "`id`, `user_id`, `key`, `status`, `name`, `quota`, `created_time`, `redeemed_time`, `used_user_id`, `expired_time`, `deleted_at`"
+var redemptionRows = source[Redemption]{"redemptions", "`id`, `user_id`, `key`, `status`, `name`, `quota`, `created_time`, `redeemed_time`, `used_user_id`, `expired_time`, `deleted_at`", scanRedemption}
 
 func scanRedemption(scan func(...any) error) (*Redemption, error) {
 	var r Redemption
@@ -64,7 +64,7 @@ func (s *Store) Redeem(ctx context.Context, user int64, code string) (quota int6
 		if err := tx.QueryRow(ctx, "SELECT username FROM users WHERE id = ? AND deleted_at IS NULL"+tx.ForUpdate(), []any{user}, &name); err != nil {
 			return err
 		}
-		r, err := oneOf(ctx, tx, scanRedemption, "SELECT "+redemptionColumns+" FROM redemptions WHERE `key` = ? AND deleted_at IS NULL"+tx.ForUpdate(), code)
+		r, err := pick(ctx, tx, redemptionRows, " WHERE `key` = ? AND deleted_at IS NULL"+tx.ForUpdate(), code)
 		if err == nil && r.Key != code {
 			err = ErrNotFound // the column's collation may not tell letters apart
 		}
@@ -127,7 +127,7 @@ func (s *Store) CreateRedemptions(ctx context.Context, r Redemption, count int) 
 // refuse with an error, which is returned, and may be called again. A code that fn returns with DeletedAt set is soft-deleted. ErrNotFound.
 func (s *Store) EditRedemption(ctx context.Context, id int64, fn func(*Redemption) error) (r *Redemption, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
-		r, err = oneOf(ctx, tx, scanRedemption, "SELECT "+redemptionColumns+" FROM redemptions WHERE id = ? AND deleted_at IS NULL"+tx.ForUpdate(), id)
+		r, err = pick(ctx, tx, redemptionRows, " WHERE id = ? AND deleted_at IS NULL"+tx.ForUpdate(), id)
 		if err != nil {
 			return err
 		}
@@ -152,7 +152,7 @@ func (s *Store) EditRedemption(ctx context.Context, id int64, fn func(*Redemptio
 
 // Redemption reads a code that is not deleted. ErrNotFound.
 func (s *Store) Redemption(ctx context.Context, id int64) (*Redemption, error) {
-	return one(ctx, s, scanRedemption, "SELECT "+redemptionColumns+" FROM redemptions WHERE id = ? AND deleted_at IS NULL", id)
+	return one(ctx, s, redemptionRows, " WHERE id = ? AND deleted_at IS NULL", id)
 }
 
 // Redemptions lists codes that are not deleted, newest first, with the number of all that match. keyword is an id or the beginning of a name.
@@ -167,7 +167,7 @@ func (s *Store) Redemptions(ctx context.Context, keyword string, page Page) (lis
 		w.add("("+text+")", args...)
 	}
 	err = s.View(ctx, func(tx *Tx) error {
-		list, total, err = listed(ctx, tx, query[Redemption]{redemptionColumns, "redemptions", w, "`id` DESC", page, scanRedemption})
+		list, total, err = listed(ctx, tx, query[Redemption]{redemptionRows, w, "`id` DESC", page})
 		return err
 	})
 	if err != nil {

@@ -47,12 +47,9 @@ func (tx *Tx) ensureRoot(ctx context.Context, root NewUser) (created bool, err e
 	if err := tx.QueryRow(ctx, "SELECT COUNT(*) FROM (SELECT id FROM setups LIMIT 1) s", nil, &setups); err != nil {
 		return false, err
 	}
-	adopted, err := tx.meta(ctx, adoptedMeta, "")
-	switch {
-	case errors.Is(err, ErrNotFound):
-		adopted = fmt.Sprint(users > 0)
-		err = tx.setMeta(ctx, adoptedMeta, adopted)
-	case err != nil:
+	_, err = tx.meta(ctx, adoptedMeta, "")
+	if errors.Is(err, ErrNotFound) {
+		err = tx.setMeta(ctx, adoptedMeta, fmt.Sprint(users > 0))
 	}
 	if err != nil {
 		return false, err

@@ -30,6 +30,7 @@ type Store struct {
 	mu         sync.Mutex
 	columns    map[string]columnRange // guarded by mu; nil until asked for
 	partitions int                    // guarded by mu; 0 until known
+	shapes     shapes                 // guarded by mu; nil until asked for
 }
 
 // Open connects to the database. It does not migrate: a master calls Migrate, a slave CheckSchema.

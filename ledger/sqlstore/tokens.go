@@ -21,18 +21,28 @@ func (s *Store) CreateToken(ctx context.Context, t TokenRow, limit int64) (row T
 	err = s.Tx(ctx, func(tx *Tx) error {
 		event = ""
 		now := tx.s.now().Unix()
-		result, err := tx.Exec(ctx, "INSERT INTO tokens (`user_id`, `key`, `status`, `name`, `created_time`, `accessed_time`, `expired_time`, "+
-			"`remain_quota`, `unlimited_quota`, `model_limits_enabled`, `model_limits`, `allow_ips`, `used_quota`, `group`, `cross_group_retry`, "+
-			"`auto_groups`) VALUES (?,?,?,?,?,?,?,0,?,?,?,?,0,?,?,?)",
-			t.UserID, t.Key, TokenEnabled, t.Name, now, now, t.ExpiredTime, t.Unlimited, t.ModelLimitsEnabled, t.ModelLimits,
-			t.AllowIPs, t.Group, t.CrossGroupRetry, nullable(t.AutoGroups))
+		t.ID, err = tx.insert(ctx, "tokens", []assignment{
+			{"user_id", t.UserID},
+			{"key", t.Key},
+			{"status", TokenEnabled},
+			{"name", t.Name},
+			{"created_time", now},
+			{"accessed_time", now},
+			{"expired_time", t.ExpiredTime},
+			{"remain_quota", 0},
+			{"unlimited_quota", t.Unlimited},
+			{"model_limits_enabled", t.ModelLimitsEnabled},
+			{"model_limits", t.ModelLimits},
+			{"allow_ips", t.AllowIPs},
+			{"used_quota", 0},
+			{"group", t.Group},
+			{"cross_group_retry", t.CrossGroupRetry},
+			{"auto_groups", nullable(t.AutoGroups)},
+		})
 		if isDuplicate(err) {
 			return ErrExists
 		}
 		if err != nil {
-			return err
-		}
-		if t.ID, err = result.LastInsertId(); err != nil {
 			return err
 		}
 		t.Status, t.CreatedTime, t.AccessedTime = TokenEnabled, now, now

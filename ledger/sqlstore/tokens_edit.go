@@ -18,7 +18,7 @@ type TokenView struct {
 	DeletedAt time.Time
 }
 
-const tokenViewColumns = tokenColumns + ", `remain_quota`, `used_quota`, `deleted_at`"
+var tokenViews = source[TokenView]{"tokens", tokenColumns + ", `remain_quota`, `used_quota`, `deleted_at`", scanTokenView}
 
 func scanTokenView(scan func(...any) error) (*TokenView, error) {
 	var v TokenView
@@ -53,7 +53,7 @@ func (s *Store) Tokens(ctx context.Context, f TokenFilter, page Page) (list []*T
 		w.add("`key` LIKE ? ESCAPE '!'", like(f.Key))
 	}
 	err = s.View(ctx, func(tx *Tx) error {
-		list, total, err = listed(ctx, tx, query[TokenView]{tokenViewColumns, "tokens", w, "`id` DESC", page, scanTokenView})
+		list, total, err = listed(ctx, tx, query[TokenView]{tokenViews, w, "`id` DESC", page})
 		if err != nil {
 			return err
 		}
@@ -77,7 +77,7 @@ func (tx *Tx) freshenTokens(ctx context.Context, list []*TokenView) error {
 // user is ErrNotFound, as one that is not there.
 func (s *Store) TokenView(ctx context.Context, user, id int64) (v *TokenView, err error) {
 	err = s.View(ctx, func(tx *Tx) error {
-		v, err = oneOf(ctx, tx, scanTokenView, "SELECT "+tokenViewColumns+" FROM tokens WHERE id = ? AND deleted_at IS NULL", id)
+		v, err = pick(ctx, tx, tokenViews, " WHERE id = ? AND deleted_at IS NULL", id)
 		if err == nil && user != 0 && v.UserID != user {
 			err = ErrNotFound
 		}
@@ -118,7 +118,7 @@ type TokenEdit struct {
 func (s *Store) EditToken(ctx context.Context, user, id int64, fn func(*TokenEdit) error) (token *TokenView, key string, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
 		token, key = nil, ""
-		v, err := oneOf(ctx, tx, scanTokenView, "SELECT "+tokenViewColumns+" FROM tokens WHERE id = ? AND deleted_at IS NULL"+tx.ForUpdate(), id)
+		v, err := pick(ctx, tx, tokenViews, " WHERE id = ? AND deleted_at IS NULL"+tx.ForUpdate(), id)
 		if err == nil && user != 0 && v.UserID != user {
 			err = ErrNotFound
 		}
@@ -154,10 +154,19 @@ func (tx *Tx) storeToken(ctx context.Context, t *TokenEdit) error {
 	if t.Delete {
 		t.DeletedAt, t.Deleted = tx.s.now(), true
 	}
-	_, err := tx.Exec(ctx, "UPDATE tokens SET `status` = ?, `name` = ?, `expired_time` = ?, `unlimited_quota` = ?, `model_limits_enabled` = ?, "+
-		"`model_limits` = ?, `allow_ips` = ?, `group` = ?, `cross_group_retry` = ?, `auto_groups` = ?, `deleted_at` = ? WHERE id = ?",
-		t.Status, t.Name, t.ExpiredTime, t.Unlimited, t.ModelLimitsEnabled, t.ModelLimits, t.AllowIPs, t.Group, t.CrossGroupRetry, nullable(t.AutoGroups),
-		timeText(t.DeletedAt), t.ID)
+	err := tx.update(ctx, "tokens", t.ID, []assignment{
+		{"status", t.Status},
+		{"name", t.Name},
+		{"expired_time", t.ExpiredTime},
+		{"unlimited_quota", t.Unlimited},
+		{"model_limits_enabled", t.ModelLimitsEnabled},
+		{"model_limits", t.ModelLimits},
+		{"allow_ips", t.AllowIPs},
+		{"group", t.Group},
+		{"cross_group_retry", t.CrossGroupRetry},
+		{"auto_groups", nullable(t.AutoGroups)},
+		{"deleted_at", timeText(t.DeletedAt)},
+	})
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"errors"
 	"fmt"
 
 	"ledgerline/ledger"
@@ -18,6 +19,7 @@ type NewUser struct {
 	Group       string // "" means "default"
 	Email       string
 	InviterID   int64 // 0: nobody
+	Reward      int64 // quota units that the inviter may take over (TransferReward), 0 to MaxGrant
 	Remark      string
 	Quota       int64  // quota units to start with, 0 to MaxGrant
 	Note        string // why, for the event of the quota
@@ -52,25 +54,10 @@ func (tx *Tx) createUser(ctx context.Context, u NewUser) (id int64, key string, 
 	if u.DisplayName == "" {
 		u.DisplayName = u.Username
 	}
-	if u.Quota < 0 || u.Quota > MaxGrant {
+	if u.Quota < 0 || u.Quota > MaxGrant || u.Reward < 0 || u.Reward > MaxGrant {
 		return 0, "", ErrGrant
 	}
-	aff, err := randomText(4)
-	if err != nil {
-		return 0, "", err
-	}
-	now := tx.s.now().Unix()
-	result, err := tx.Exec(ctx, "INSERT INTO users (`username`, `password`, `display_name`, `role`, `status`, `email`, `quota`, `used_quota`, "+
-		"`request_count`, `group`, `aff_code`, `inviter_id`, `setting`, `remark`, `created_at`) VALUES (?,?,?,?,?,?,0,0,0,?,?,?,'',?,?)",
-		u.Username, u.Password, u.DisplayName, u.Role, UserEnabled, u.Email, u.Group, aff, u.InviterID, u.Remark, now)
-	if isDuplicate(err) {
-		return 0, "", ErrExists
-	}
-	if err != nil {
-		return 0, "", err
-	}
-	id, err = result.LastInsertId()
-	if err != nil {
+	if id, err = tx.insertUser(ctx, u); err != nil {
 		return 0, "", err
 	}
 	if err := tx.EnsureAccount(ctx, ledger.Account{Kind: ledger.UserAccount, ID: id}, id); err != nil {
@@ -82,12 +69,57 @@ func (tx *Tx) createUser(ctx context.Context, u NewUser) (id int64, key string, 
 		}
 	}
 	if u.InviterID > 0 {
-		if _, err := tx.Exec(ctx, "UPDATE users SET aff_count = COALESCE(aff_count, 0) + 1 WHERE id = ?", u.InviterID); err != nil {
+		_, err := tx.Exec(ctx, "UPDATE users SET aff_count = COALESCE(aff_count, 0) + 1, aff_quota = COALESCE(aff_quota, 0) + ?, "+
+			"aff_history = COALESCE(aff_history, 0) + ? WHERE id = ?", u.Reward, u.Reward, u.InviterID)
+		if err != nil {
 			return 0, "", fmt.Errorf("count the invitation: %w", err)
 		}
 	}
 	tx.Changed(ChangeUser, id)
 	return id, key, tx.audit(ctx, fmt.Sprintf("created user %s (ID: %d, role: %d)", u.Username, id, u.Role))
+}
+
+// insertUser inserts the row. Invitation codes are short, so with many users one may be taken: then a longer one is made.
+func (tx *Tx) insertUser(ctx context.Context, u NewUser) (int64, error) {
+	var found int64
+	err := tx.QueryRow(ctx, "SELECT id FROM users WHERE username = ?", []any{u.Username}, &found)
+	if err == nil {
+		return 0, ErrExists
+	}
+	if !errors.Is(err, ErrNotFound) {
+		return 0, err
+	}
+	for length := 4; ; length += 4 {
+		aff, err := randomText(length)
+		if err != nil {
+			return 0, err
+		}
+		id, err := tx.insert(ctx, "users", []assignment{
+			{"username", u.Username},
+			{"password", u.Password},
+			{"display_name", u.DisplayName},
+			{"role", u.Role},
+			{"status", UserEnabled},
+			{"email", u.Email},
+			{"quota", 0},
+			{"used_quota", 0},
+			{"request_count", 0},
+			{"group", u.Group},
+			{"aff_code", aff},
+			{"inviter_id", u.InviterID},
+			{"setting", ""},
+			{"remark", u.Remark},
+			{"created_at", tx.s.now().Unix()},
+			{"auth_version", firstAuthVersion},
+		})
+		if isDuplicate(err) && length < 16 {
+			continue
+		}
+		if isDuplicate(err) {
+			return 0, ErrExists // the name, taken since we looked
+		}
+		return id, err
+	}
 }
 
 // ErrGrant means that a change of quota is larger than MaxGrant.
@@ -159,12 +191,12 @@ func randomText(n int) (string, error) {
 	return string(out), nil
 }
 
-// UserPassword returns the id and the stored hash of the password of a user that is not deleted, by user name or e-mail.
+// UserPassword returns the id and the stored hash of the password of a user that is not deleted, by user name, or else by e-mail.
 // ErrNotFound.
 func (s *Store) UserPassword(ctx context.Context, name string) (id int64, hash string, err error) {
 	found := false
-	err = s.read(ctx, "SELECT id, password FROM users WHERE (username = ? OR (email = ? AND email <> '')) AND deleted_at IS NULL LIMIT 1",
-		[]any{name, name}, func(scan func(...any) error) error {
+	err = s.read(ctx, "SELECT id, password FROM users WHERE (username = ? OR (email = ? AND email <> '')) AND deleted_at IS NULL ORDER BY username = ? DESC, id LIMIT 1",
+		[]any{name, name, name}, func(scan func(...any) error) error {
 			var stored sql.NullString
 			found = true
 			err := scan(&id, &stored)

@@ -29,7 +29,7 @@ type UserEdit struct {
 func (s *Store) EditUser(ctx context.Context, id int64, fn func(*UserEdit) error) (user *UserView, key string, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
 		user, key = nil, ""
-		v, err := oneOf(ctx, tx, scanUserView, "SELECT "+userViewColumns+" FROM users WHERE id = ? AND deleted_at IS NULL"+tx.ForUpdate(), id)
+		v, err := pick(ctx, tx, userViews, " WHERE id = ? AND deleted_at IS NULL"+tx.ForUpdate(), id)
 		if err != nil {
 			return err
 		}
@@ -75,9 +75,19 @@ func (tx *Tx) storeUser(ctx context.Context, u *UserEdit) error {
 	if u.Delete {
 		u.DeletedAt, u.Deleted = now, true
 	}
-	_, err := tx.Exec(ctx, "UPDATE users SET `username` = ?, `display_name` = ?, `role` = ?, `status` = ?, `email` = ?, `group` = ?, `setting` = ?, "+
-		"`remark` = ?, `access_token` = ?, `auth_version` = ?, `deleted_at` = ? WHERE id = ?",
-		u.Username, u.DisplayName, u.Role, u.Status, u.Email, u.Group, u.Setting, u.Remark, nullable(u.AccessToken), u.AuthVersion, timeText(u.DeletedAt), u.ID)
+	err := tx.update(ctx, "users", u.ID, []assignment{
+		{"username", u.Username},
+		{"display_name", u.DisplayName},
+		{"role", u.Role},
+		{"status", u.Status},
+		{"email", u.Email},
+		{"group", u.Group},
+		{"setting", u.Setting},
+		{"remark", u.Remark},
+		{"access_token", nullable(u.AccessToken)},
+		{"auth_version", u.AuthVersion},
+		{"deleted_at", timeText(u.DeletedAt)},
+	})
 	if isDuplicate(err) {
 		return ErrExists
 	}
@@ -98,6 +108,32 @@ func (tx *Tx) setPassword(ctx context.Context, user int64, hash string) error {
 		return fmt.Errorf("store password: %w", err)
 	}
 	return nil
+}
+
+// ErrTooLittle means that there is less than was asked for.
+var ErrTooLittle = errors.New("there is less than that")
+
+// TransferReward turns what a user earned by invitations into quota, and returns the outbox key of the credit. ErrNotFound,
+// ErrTooLittle.
+func (s *Store) TransferReward(ctx context.Context, user, amount int64) (key string, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		v, err := pick(ctx, tx, userViews, " WHERE id = ? AND deleted_at IS NULL"+tx.ForUpdate(), user)
+		if err != nil {
+			return err
+		}
+		if amount <= 0 || v.AffQuota < amount {
+			return ErrTooLittle
+		}
+		if err := tx.update(ctx, "users", user, []assignment{{"aff_quota", v.AffQuota - amount}}); err != nil {
+			return err
+		}
+		key, err = tx.grant(ctx, credit{user, v.Username, amount, "invite", "reward for invitations"})
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("transfer the reward of user %d: %w", user, err)
+	}
+	return key, nil
 }
 
 // Rehash replaces a user's password hash if it still is the one that was verified. Nothing else changes; no session ends.

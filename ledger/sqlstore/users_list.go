@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,8 +31,8 @@ type UserView struct {
 	DeletedAt    time.Time // zero if it is not deleted
 }
 
-const userViewColumns = userColumns + ", `quota`, `used_quota`, `request_count`, `aff_count`, `aff_quota`, `aff_history`, " +
-	"`github_id`, `discord_id`, `oidc_id`, `wechat_id`, `telegram_id`, `linux_do_id`, `stripe_customer`, `deleted_at`"
+var userViews = source[UserView]{"users", userColumns + ", `quota`, `used_quota`, `request_count`, `aff_count`, `aff_quota`, `aff_history`, " +
+	"`github_id`, `discord_id`, `oidc_id`, `wechat_id`, `telegram_id`, `linux_do_id`, `stripe_customer`, `deleted_at`", scanUserView}
 
 func scanUserView(scan func(...any) error) (*UserView, error) {
 	var v UserView
@@ -94,7 +95,7 @@ func (f *UserFilter) where() *conditions {
 // Users lists users, deleted ones too, newest first, with the number of all that match.
 func (s *Store) Users(ctx context.Context, f UserFilter, page Page) (list []*UserView, total int, err error) {
 	err = s.View(ctx, func(tx *Tx) error {
-		list, total, err = listed(ctx, tx, query[UserView]{userViewColumns, "users", f.where(), "`id` DESC", page, scanUserView})
+		list, total, err = listed(ctx, tx, query[UserView]{userViews, f.where(), "`id` DESC", page})
 		if err != nil {
 			return err
 		}
@@ -140,7 +141,7 @@ func (s *Store) UserByAffCode(ctx context.Context, code string) (int64, error) {
 
 func (s *Store) userView(ctx context.Context, where string, arg any) (v *UserView, err error) {
 	err = s.View(ctx, func(tx *Tx) error {
-		v, err = oneOf(ctx, tx, scanUserView, "SELECT "+userViewColumns+" FROM users WHERE deleted_at IS NULL AND "+where, arg)
+		v, err = pick(ctx, tx, userViews, " WHERE deleted_at IS NULL AND "+where, arg)
 		if err != nil {
 			return err
 		}
@@ -177,38 +178,18 @@ func like(part string) string {
 
 // query is one page of a table.
 type query[R any] struct {
-	columns, table string
-	where          *conditions
-	order          string
-	page           Page
-	scan           func(func(...any) error) (*R, error)
+	from  source[R]
+	where *conditions
+	order string
+	page  Page
 }
 
 // listed counts what matches and reads one page of it.
 func listed[R any](ctx context.Context, tx *Tx, q query[R]) (list []*R, total int, err error) {
-	if err := tx.QueryRow(ctx, "SELECT COUNT(*) FROM "+q.table+q.where.String(), q.where.args, &total); err != nil {
+	if err := tx.QueryRow(ctx, "SELECT COUNT(*) FROM "+q.from.table+q.where.String(), q.where.args, &total); err != nil {
 		return nil, 0, err
 	}
 	limit, args := q.page.clause()
-	list = make([]*R, 0, q.page.Limit)
-	err = tx.each(ctx, "SELECT "+q.columns+" FROM "+q.table+q.where.String()+" ORDER BY "+q.order+limit, append(q.where.args[:len(q.where.args):len(q.where.args)], args...),
-		func(scan func(...any) error) error {
-			r, err := q.scan(scan)
-			list = append(list, r)
-			return err
-		})
+	list, err = rowsOf(ctx, tx, q.from, q.where.String()+" ORDER BY "+q.order+limit, append(slices.Clone(q.where.args), args...)...)
 	return list, total, err
-}
-
-// oneOf reads a single row in a transaction. ErrNotFound.
-func oneOf[R any](ctx context.Context, tx *Tx, scan func(func(...any) error) (*R, error), query string, args ...any) (*R, error) {
-	var out *R
-	err := tx.each(ctx, query, args, func(sc func(...any) error) (err error) {
-		out, err = scan(sc)
-		return err
-	})
-	if err == nil && out == nil {
-		err = ErrNotFound
-	}
-	return out, err
 }

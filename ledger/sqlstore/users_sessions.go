@@ -30,6 +30,8 @@ func (s *Session) InForce(now time.Time, authVersion int64) bool {
 	return s.RevokedAt == 0 && s.ExpiresAt > now.Unix() && s.AuthVersion == authVersion
 }
 
+var sessionRows = source[Session]{"ledger_sessions", sessionColumns, scanSession}
+
 const (
 	sessionColumns = "sid, user_id, auth_version, rotation, rotated_at, method, ip, agent, created_at, active_at, expires_at, revoked_at"
 	// maxSessions bounds the sessions of a user that are in force (L7), as New API does; the oldest give way.
@@ -57,10 +59,11 @@ func (s *Store) BeginSession(ctx context.Context, session Session) (Session, err
 		now := s.now().Unix()
 		session.ID, session.RotatedAt, session.CreatedAt, session.ActiveAt = id, now, now, now
 		session.IP, session.Agent = cut(session.IP, 64), cut(session.Agent, 255)
-		err = tx.QueryRow(ctx, "SELECT auth_version FROM users WHERE id = ? AND deleted_at IS NULL"+tx.ForUpdate(), []any{session.User}, &session.AuthVersion)
+		user, err := pick(ctx, tx, userRows, " WHERE id = ? AND deleted_at IS NULL"+tx.ForUpdate(), session.User)
 		if err != nil {
 			return err
 		}
+		session.AuthVersion = user.AuthVersion
 		if err := tx.pruneSessions(ctx, session.User, now); err != nil {
 			return err
 		}
@@ -70,7 +73,7 @@ func (s *Store) BeginSession(ctx context.Context, session Session) (Session, err
 		if err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, "UPDATE users SET last_login_at = ? WHERE id = ?", now, session.User); err != nil {
+		if err := tx.loggedIn(ctx, session.User, now); err != nil {
 			return err
 		}
 		return tx.audit(ctx, "logged in via "+session.Method, "login")
@@ -79,6 +82,15 @@ func (s *Store) BeginSession(ctx context.Context, session Session) (Session, err
 		return Session{}, fmt.Errorf("begin session of user %d: %w", session.User, err)
 	}
 	return session, nil
+}
+
+// loggedIn notes when a user logged in, where New API's table has room for it.
+func (tx *Tx) loggedIn(ctx context.Context, user, now int64) error {
+	known, err := tx.s.loadShapes(ctx, tx.each)
+	if err != nil || !known["users"]["last_login_at"] {
+		return err
+	}
+	return tx.update(ctx, "users", user, []assignment{{"last_login_at", now}})
 }
 
 func (tx *Tx) pruneSessions(ctx context.Context, user, now int64) error {
@@ -112,10 +124,10 @@ func (tx *Tx) pruneSessions(ctx context.Context, user, now int64) error {
 // Session reads a session and its user, who may be deleted, in one snapshot. ErrNotFound.
 func (s *Store) Session(ctx context.Context, id ledger.ID) (session *Session, user *UserView, err error) {
 	err = s.View(ctx, func(tx *Tx) error {
-		if session, err = oneOf(ctx, tx, scanSession, "SELECT "+sessionColumns+" FROM ledger_sessions WHERE sid = ?", id[:]); err != nil {
+		if session, err = pick(ctx, tx, sessionRows, " WHERE sid = ?", id[:]); err != nil {
 			return err
 		}
-		if user, err = oneOf(ctx, tx, scanUserView, "SELECT "+userViewColumns+" FROM users WHERE id = ?", session.User); err != nil {
+		if user, err = pick(ctx, tx, userViews, " WHERE id = ?", session.User); err != nil {
 			return err
 		}
 		return tx.freshenUsers(ctx, []*UserView{user})
@@ -139,7 +151,7 @@ func (s *Store) RotateSession(ctx context.Context, id ledger.ID, presented int64
 	stolen := false
 	err = s.Tx(ctx, func(tx *Tx) error {
 		stolen = false
-		if session, err = oneOf(ctx, tx, scanSession, "SELECT "+sessionColumns+" FROM ledger_sessions WHERE sid = ?"+tx.ForUpdate(), id[:]); err != nil {
+		if session, err = pick(ctx, tx, sessionRows, " WHERE sid = ?"+tx.ForUpdate(), id[:]); err != nil {
 			return err
 		}
 		now := s.now().Unix()
@@ -181,15 +193,31 @@ func (s *Store) EndSession(ctx context.Context, id ledger.ID) error {
 
 // Sessions lists the sessions of a user that are in force, newest first.
 func (s *Store) Sessions(ctx context.Context, user int64) ([]*Session, error) {
-	list := []*Session{}
-	q := "SELECT " + sessionColumns + " FROM ledger_sessions WHERE user_id = ? AND revoked_at = 0 AND expires_at > ? ORDER BY created_at DESC, sid DESC LIMIT ?"
-	err := s.read(ctx, q, []any{user, s.now().Unix(), maxSessions}, func(scan func(...any) error) error {
-		session, err := scanSession(scan)
-		list = append(list, session)
+	var list []*Session
+	err := s.View(ctx, func(tx *Tx) (err error) {
+		list, err = rowsOf(ctx, tx, sessionRows, " WHERE user_id = ? AND revoked_at = 0 AND expires_at > ? ORDER BY created_at DESC, sid DESC LIMIT ?",
+			user, s.now().Unix(), maxSessions)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list sessions: %w", err)
 	}
 	return list, nil
+}
+
+// PruneSessions forgets sessions that ended a while ago, those of users who never log in again, and returns how many went.
+func (s *Store) PruneSessions(ctx context.Context) (n int64, err error) {
+	past := s.now().Add(-revokedKept).Unix()
+	err = s.Tx(ctx, func(tx *Tx) error {
+		result, err := tx.Exec(ctx, "DELETE FROM ledger_sessions WHERE expires_at < ? OR (revoked_at > 0 AND revoked_at < ?)", past, past)
+		if err != nil {
+			return err
+		}
+		n, err = result.RowsAffected()
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("forget old sessions: %w", err)
+	}
+	return n, nil
 }

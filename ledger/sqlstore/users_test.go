@@ -273,6 +273,10 @@ func TestSessions(t *testing.T) {
 		if n := len(value[[]*Session](t)(s.Sessions(ctx, uid))); n != 0 {
 			t.Errorf("%d sessions are left", n)
 		}
+		exec(t, s, "UPDATE ledger_sessions SET revoked_at = 5 WHERE user_id = ?", uid)
+		if n := value[int64](t)(s.PruneSessions(ctx)); n != 3 {
+			t.Errorf("forgot %d sessions", n)
+		}
 		for range maxSessions + 5 {
 			value[Session](t)(s.BeginSession(ctx, Session{User: uid, Method: "password", ExpiresAt: far}))
 		}
@@ -280,4 +284,47 @@ func TestSessions(t *testing.T) {
 			t.Errorf("%d sessions, want %d", n, maxSessions)
 		}
 	})
+}
+
+func TestInvitations(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		m := newMover()
+		one := value[int64](t)(s.CreateUser(ctx, NewUser{Username: "carol", Password: "h"}))
+		for _, name := range []string{"dave", "erin"} {
+			value[int64](t)(s.CreateUser(ctx, NewUser{Username: name, Password: "h", InviterID: one, Reward: 30}))
+		}
+		key := value[string](t)(s.TransferReward(ctx, one, 50))
+		for _, amount := range []int64{11, 0, -1} {
+			if _, err := s.TransferReward(ctx, one, amount); !errors.Is(err, ErrTooLittle) {
+				t.Errorf("%d more: %v", amount, err)
+			}
+		}
+		m.apply(t, s)
+		v := value[*UserView](t)(s.UserView(ctx, one))
+		if !value[bool](t)(s.OutboxApplied(ctx, key)) || v.Quota != 50 || v.AffQuota != 10 || v.AffHistory != 60 || v.AffCount != 2 {
+			t.Errorf("the inviter is %+v", v)
+		}
+		if _, err := s.UserByAffCode(ctx, ""); !errors.Is(err, ErrNotFound) {
+			t.Errorf("the empty code: %v", err)
+		}
+		if id := value[int64](t)(s.UserByAffCode(ctx, v.AffCode)); id != one {
+			t.Errorf("the code is of user %d", id)
+		}
+	})
+}
+
+// Invitation codes are short; one that is taken is no reason to refuse a user.
+func TestInvitationCodeTaken(t *testing.T) {
+	s := initialised(t, openSQLite(t))
+	exec(t, s, "CREATE UNIQUE INDEX one_of_each_length ON users (length(aff_code))")
+	for _, name := range []string{"carol", "dave", "erin"} {
+		value[int64](t)(s.CreateUser(t.Context(), NewUser{Username: name, Password: "h"}))
+	}
+	if n := number(t, s, "SELECT COUNT(*) FROM users WHERE length(aff_code) IN (4, 8, 12)"); n != 3 {
+		t.Errorf("%d users", n)
+	}
+	if _, err := s.CreateUser(t.Context(), NewUser{Username: "carol", Password: "h"}); !errors.Is(err, ErrExists) {
+		t.Errorf("a name twice: %v", err)
+	}
 }

@@ -133,7 +133,7 @@ func (c *Channel) Key() (key Key, ok bool) {
 	case c.Polling:
 		return c.Keys[(c.turn.Add(1)-1)%uint64(n)], true
 	default:
-		return c.Keys[rand.IntN(n)], true //nolint:gosec // load spreading, not a secret
+		return c.Keys[rand.IntN(n)], true
 	}
 }
 

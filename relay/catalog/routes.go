@@ -188,12 +188,12 @@ func (r *Routes) Pick(group, model string, attempt int, tried []int64) *Channel 
 		}
 	}
 	if len(fresh) == 0 {
-		return tier[rand.IntN(len(tier))] //nolint:gosec // load spreading
+		return tier[rand.IntN(len(tier))]
 	}
 	if total == 0 {
-		return fresh[rand.IntN(len(fresh))] //nolint:gosec // load spreading
+		return fresh[rand.IntN(len(fresh))]
 	}
-	n := rand.Int64N(total) //nolint:gosec // load spreading
+	n := rand.Int64N(total)
 	for _, c := range fresh {
 		if n -= c.Weight; n < 0 {
 			return c

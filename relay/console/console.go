@@ -27,6 +27,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"ledgerline/ledger/sqlstore"
@@ -69,6 +70,7 @@ type Console struct {
 	origins  *http.CrossOriginProtection
 	started  time.Time
 	prices   priceList
+	isSetUp  atomic.Bool
 	patience time.Duration // appliedWithin; tests have less
 }
 

@@ -167,7 +167,7 @@ func (x *call) clearCookies() {
 
 // cookie sets a cookie until a time, or deletes it if that is 0.
 func (x *call) cookie(name, path, value string, expires int64) {
-	c := &http.Cookie{
+	c := &http.Cookie{ //nolint:gosec // Secure is the operator's choice (SESSION_COOKIE_SECURE): without TLS in front the cookie would never come back
 		Name: name, Value: value, Path: path, HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: x.console.cfg.SecureCookies,
 		Expires: time.Unix(max(expires, 1), 0), MaxAge: -1,
 	}
@@ -276,10 +276,10 @@ func register(x *call) error {
 	if c.option("RegisterEnabled") == "false" || c.option("PasswordRegisterEnabled") == "false" {
 		return no("registration is turned off by the administrator")
 	}
+	// An e-mail address is a second name to log in with: one that nobody verified is not taken over.
 	var in struct {
 		Username string
 		Password string
-		Email    string
 		AffCode  string `json:"aff_code"`
 	}
 	if err := x.read(&in); err != nil {
@@ -288,24 +288,26 @@ func register(x *call) error {
 	if c.option("EmailVerificationEnabled") == "true" {
 		return no("registration asks for a verified e-mail address, which this server cannot verify")
 	}
+	if c.throttle.wait(registrations, x.address()) > 0 {
+		return &refusal{status: http.StatusTooManyRequests, message: "too many registrations from this address, try again later"}
+	}
 	user, err := x.newUser(in.Username, in.Password, "")
 	if err != nil {
 		return err
 	}
-	user.Email, user.Note = strings.TrimSpace(in.Email), "new user registration bonus"
-	if len(user.Email) > 100 {
-		return no("the e-mail address is too long")
-	}
+	user.Note = "new user registration bonus"
 	if in.AffCode != "" {
 		inviter, err := c.cfg.Store.UserByAffCode(x.ctx(), in.AffCode)
 		switch {
 		case err == nil:
 			user.InviterID = inviter
 			user.Quota += c.optionQuota("QuotaForInvitee")
+			user.Reward = c.optionQuota("QuotaForInviter")
 		case !errors.Is(err, sqlstore.ErrNotFound):
 			return err
 		}
 	}
+	c.throttle.registered(x.address())
 	return x.create(user)
 }
 

@@ -146,6 +146,7 @@ func TestRegister(t *testing.T) {
 	}
 	set("QuotaForNewUser", "1000")
 	set("QuotaForInvitee", "200")
+	set("QuotaForInviter", "700000")
 	s.client().must("POST", "/api/user/register", map[string]string{"username": "carol", "password": "password1"})
 	carol := s.login("carol", "password1")
 	code := carol.must("GET", "/api/user/aff", nil).body["data"]
@@ -153,7 +154,11 @@ func TestRegister(t *testing.T) {
 	if got := s.login("dave", "password1").must("GET", "/api/user/self", nil).data()["quota"]; got != 1200.0 {
 		t.Errorf("with an invitation the quota is %v", got)
 	}
-	if got := carol.must("GET", "/api/user/self", nil).data(); got["quota"] != 1000.0 || got["aff_count"] != 1.0 {
+	for _, quota := range []int64{499_999, 700_001} {
+		carol.refused(200, "", "POST", "/api/user/aff_transfer", map[string]any{"quota": quota})
+	}
+	carol.must("POST", "/api/user/aff_transfer", map[string]any{"quota": 600_000})
+	if got := carol.must("GET", "/api/user/self", nil).data(); got["quota"] != 601_000.0 || got["aff_count"] != 1.0 || got["aff_quota"] != 100_000.0 {
 		t.Errorf("the inviter is %v", got)
 	}
 	for _, body := range []map[string]string{
@@ -165,6 +170,14 @@ func TestRegister(t *testing.T) {
 		{"username": "a\nb", "password": "password1"},
 	} {
 		s.client().refused(200, "", "POST", "/api/user/register", body)
+	}
+	for i := range freeRegistrations + 1 {
+		c := s.client()
+		c.headers = map[string]string{"X-Test-Address": "10.0.0.9"}
+		r := c.call("POST", "/api/user/register", map[string]string{"username": fmt.Sprint("u", i), "password": "password1"})
+		if want := map[bool]int{true: 200, false: 429}[i < freeRegistrations]; r.status != want {
+			t.Errorf("sign-up %d from one address: %d", i, r.status)
+		}
 	}
 	set("RegisterEnabled", "false")
 	s.client().refused(200, "", "POST", "/api/user/register", map[string]string{"username": "erin", "password": "password1"})
@@ -465,7 +478,7 @@ func TestRedeem(t *testing.T) {
 	// One code, many at once: it counts once.
 	var wg sync.WaitGroup
 	for range 6 {
-		wg.Go(func() { s.console.cfg.Store.Redeem(t.Context(), 1, codes[1].(string)) }) //nolint:errcheck // most of them must fail
+		wg.Go(func() { s.root().call("POST", "/api/user/topup", map[string]any{"key": codes[1]}) })
 	}
 	wg.Wait()
 	s.apply()

@@ -89,7 +89,7 @@ func verifyPassword(hash, password string) (ok, old bool) {
 	if err != nil {
 		return false, false
 	}
-	key := argon2.IDKey([]byte(password), a.salt, a.time, a.memory, a.threads, uint32(len(a.key))) //nolint:gosec // at most 64
+	key := argon2.IDKey([]byte(password), a.salt, a.time, a.memory, a.threads, uint32(len(a.key)))
 	return subtle.ConstantTimeCompare(key, a.key) == 1, false
 }
 

@@ -2,6 +2,7 @@ package console
 
 import (
 	"net/http"
+	"slices"
 
 	"github.com/labstack/echo/v4"
 
@@ -16,10 +17,15 @@ type route struct {
 	writes       bool // a GET that writes
 }
 
-// routes are all endpoints by who may call them.
+// routes are all endpoints.
 func routes() []route {
-	const get, post, put, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete
-	const anybody, user, admin, root = sqlstore.RoleGuest, sqlstore.RoleUser, sqlstore.RoleAdmin, sqlstore.RoleRoot
+	return slices.Concat(publicRoutes(), ownRoutes(), userRoutes(), channelRoutes(), siteRoutes())
+}
+
+// publicRoutes need no login: the site itself, logging in, and what a key shows to its holder.
+func publicRoutes() []route {
+	const get, post = http.MethodGet, http.MethodPost
+	const anybody = sqlstore.RoleGuest
 	return []route{
 		{get, "/api/status", anybody, status, false},
 		{get, "/api/setup", anybody, setupState, false},
@@ -40,6 +46,20 @@ func routes() []route {
 		{post, "/api/user/auth/refresh", anybody, refresh, false},
 		{get, "/api/user/groups", anybody, userGroups, false},
 
+		{get, "/api/log/token", anybody, tokenLogs, false},
+		{get, "/api/usage/token/", anybody, usageOfToken, false},
+		{get, "/dashboard/billing/subscription", anybody, billingSubscription, false},
+		{get, "/v1/dashboard/billing/subscription", anybody, billingSubscription, false},
+		{get, "/dashboard/billing/usage", anybody, billingUsage, false},
+		{get, "/v1/dashboard/billing/usage", anybody, billingUsage, false},
+	}
+}
+
+// ownRoutes are what users do with themselves and with their keys.
+func ownRoutes() []route {
+	const get, post, put, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete
+	const user = sqlstore.RoleUser
+	return []route{
 		{get, "/api/user/self", user, self, false},
 		{put, "/api/user/self", user, updateSelf, false},
 		{del, "/api/user/self", user, deleteSelf, false},
@@ -51,14 +71,7 @@ func routes() []route {
 		{get, "/api/user/sessions", user, sessions, false},
 		{del, "/api/user/sessions/:sid", user, endSession, false},
 		{post, "/api/user/topup", user, redeem, false},
-
-		{get, "/api/user/", admin, listUsers, false},
-		{get, "/api/user/search", admin, listUsers, false},
-		{post, "/api/user/", admin, createUser, false},
-		{put, "/api/user/", admin, updateUser, false},
-		{post, "/api/user/manage", admin, manageUser, false},
-		{get, "/api/user/:id", admin, getUser, false},
-		{del, "/api/user/:id", admin, deleteUser, false},
+		{post, "/api/user/aff_transfer", user, transferReward, false},
 
 		{get, "/api/token/", user, listTokens, false},
 		{get, "/api/token/search", user, listTokens, false},
@@ -69,7 +82,37 @@ func routes() []route {
 		{get, "/api/token/:id", user, getToken, false},
 		{del, "/api/token/:id", user, deleteToken, false},
 		{post, "/api/token/:id/key", user, tokenKey, false},
+	}
+}
 
+// userRoutes are what administrators do with users and redemption codes.
+func userRoutes() []route {
+	const get, post, put, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete
+	const admin = sqlstore.RoleAdmin
+	return []route{
+		{get, "/api/user/", admin, listUsers, false},
+		{get, "/api/user/search", admin, listUsers, false},
+		{post, "/api/user/", admin, createUser, false},
+		{put, "/api/user/", admin, updateUser, false},
+		{post, "/api/user/manage", admin, manageUser, false},
+		{get, "/api/user/:id", admin, getUser, false},
+		{del, "/api/user/:id", admin, deleteUser, false},
+
+		{get, "/api/redemption/", admin, listRedemptions, false},
+		{get, "/api/redemption/search", admin, listRedemptions, false},
+		{post, "/api/redemption/", admin, createRedemptions, false},
+		{put, "/api/redemption/", admin, updateRedemption, false},
+		{del, "/api/redemption/invalid", admin, deleteInvalidRedemptions, false},
+		{get, "/api/redemption/:id", admin, getRedemption, false},
+		{del, "/api/redemption/:id", admin, deleteRedemption, false},
+	}
+}
+
+// channelRoutes are what administrators do with channels.
+func channelRoutes() []route {
+	const get, post, put, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete
+	const admin = sqlstore.RoleAdmin
+	return []route{
 		{get, "/api/channel/", admin, listChannels, false},
 		{get, "/api/channel/search", admin, searchChannels, false},
 		{get, "/api/channel/models", admin, knownModels, false},
@@ -87,15 +130,14 @@ func routes() []route {
 		{get, "/api/channel/:id", admin, getChannel, false},
 		{del, "/api/channel/:id", admin, deleteChannel, false},
 		{post, "/api/channel/:id/status", admin, setChannelStatus, false},
+	}
+}
 
-		{get, "/api/redemption/", admin, listRedemptions, false},
-		{get, "/api/redemption/search", admin, listRedemptions, false},
-		{post, "/api/redemption/", admin, createRedemptions, false},
-		{put, "/api/redemption/", admin, updateRedemption, false},
-		{del, "/api/redemption/invalid", admin, deleteInvalidRedemptions, false},
-		{get, "/api/redemption/:id", admin, getRedemption, false},
-		{del, "/api/redemption/:id", admin, deleteRedemption, false},
-
+// siteRoutes are options, groups and logs.
+func siteRoutes() []route {
+	const get, put = http.MethodGet, http.MethodPut
+	const user, admin, root = sqlstore.RoleUser, sqlstore.RoleAdmin, sqlstore.RoleRoot
+	return []route{
 		{get, "/api/option/", root, listOptions, false},
 		{put, "/api/option/", root, setOption, false},
 		{get, "/api/group/", admin, listGroups, false},
@@ -106,13 +148,6 @@ func routes() []route {
 		{get, "/api/log/self", user, listOwnLogs, false},
 		{get, "/api/log/self/stat", user, ownLogStat, false},
 		{get, "/api/log/self/search", user, noLogSearch, false},
-
-		{get, "/api/log/token", anybody, tokenLogs, false},
-		{get, "/api/usage/token/", anybody, usageOfToken, false},
-		{get, "/dashboard/billing/subscription", anybody, billingSubscription, false},
-		{get, "/v1/dashboard/billing/subscription", anybody, billingSubscription, false},
-		{get, "/dashboard/billing/usage", anybody, billingUsage, false},
-		{get, "/v1/dashboard/billing/usage", anybody, billingUsage, false},
 	}
 }
 

@@ -247,6 +247,26 @@ func newAccessToken(x *call) error {
 // invitation answers GET /api/user/aff.
 func invitation(x *call) error { return x.data(x.me.AffCode) }
 
+// transferReward answers POST /api/user/aff_transfer.
+func transferReward(x *call) error {
+	var in struct{ Quota int64 }
+	if err := x.read(&in); err != nil {
+		return err
+	}
+	if least := x.console.optionQuota(ledger.OptionQuotaPerUnit); in.Quota < least {
+		return no("the least that can be transferred is %d units", least)
+	}
+	key, err := x.console.cfg.Store.TransferReward(x.ctx(), x.me.ID, in.Quota)
+	if errors.Is(err, sqlstore.ErrTooLittle) {
+		return no("your invitations earned less than that")
+	}
+	if err != nil {
+		return err
+	}
+	x.effective(key)
+	return x.done()
+}
+
 // sessions answers GET /api/user/sessions.
 func sessions(x *call) error {
 	list, err := x.console.cfg.Store.Sessions(x.ctx(), x.me.ID)

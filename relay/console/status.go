@@ -12,11 +12,7 @@ import (
 // status answers GET /api/status. Health checks look for "success": true in it.
 func status(x *call) error {
 	c := x.console
-	done, _, err := c.cfg.Store.SetUp(x.ctx())
-	if err != nil {
-		c.log.Warn("the status does not know whether set-up is done", "error", err)
-		done = true // the catalog was loaded from it
-	}
+	done := c.setUp(x)
 	d := map[string]any{
 		"version": c.cfg.Version, "start_time": c.started.Unix(), "setup": done, "system_name": c.option("SystemName"), "logo": c.option("Logo"),
 		"footer_html": c.option("Footer"), "server_address": c.option("ServerAddress"), "theme": c.option("theme.frontend"),
@@ -65,6 +61,22 @@ func status(x *call) error {
 		}
 	}
 	return x.data(d)
+}
+
+// setUp reports whether set-up is done. Once it is, it stays so, and the status asks no database.
+func (c *Console) setUp(x *call) bool {
+	if c.isSetUp.Load() {
+		return true
+	}
+	done, _, err := c.cfg.Store.SetUp(x.ctx())
+	if err != nil {
+		c.log.Warn("the status does not know whether set-up is done", "error", err)
+		return false
+	}
+	if done {
+		c.isSetUp.Store(true)
+	}
+	return done
 }
 
 // optionList is an option that holds a JSON list; an empty one if it does not.

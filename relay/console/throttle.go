@@ -13,6 +13,7 @@ import (
 const (
 	freeFailures        = 5
 	freeAddressFailures = 30
+	freeRegistrations   = 20 // of an address: New API's limit of critical requests
 	firstPause          = time.Second
 	longestPause        = 5 * time.Minute
 	// failuresKept is how long a failure counts.
@@ -100,6 +101,17 @@ func (t *throttle) count(name string, free int) {
 		}
 		f.next = now.Add(pause)
 	}
+}
+
+// registrations is the name under which the sign-ups of an address are counted. No user can have it.
+const registrations = "\x00registrations"
+
+// registered counts a sign-up.
+func (t *throttle) registered(address string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	pair, _ := throttleNames(registrations, address)
+	t.count(pair, freeRegistrations)
 }
 
 // succeeded forgets the failures of a user from an address.
