@@ -201,6 +201,9 @@ func (n *node) serves(key string) error {
 // topUp gives a user quota.
 func (s *site) topUp(u *account, quota int64) {
 	s.t.Helper()
+	if quota == 0 {
+		return
+	}
 	u.granted += quota
 	s.root.must(http.MethodPost, "/api/user/manage", map[string]any{"id": u.user, "action": "add_quota", "mode": "add", "value": quota}, nil)
 }

@@ -116,16 +116,15 @@ func (b *books) served() map[string]servedRequest {
 	out := map[string]servedRequest{}
 	for _, r := range b.site.upstream.Records() {
 		if r.Status == 200 {
-			out[r.Request] = servedRequest{user: r.User, prompt: r.Prompt, completion: r.Completion, finished: r.Finished, key: r.Key}
+			out[r.Request] = servedRequest{user: r.User, prompt: r.Prompt, completion: r.Completion, model: r.Model}
 		}
 	}
 	return out
 }
 
 type servedRequest struct {
-	user, key          string
+	user, model        string
 	prompt, completion int64
-	finished           bool
 }
 
 // total is what an account is said to have.
