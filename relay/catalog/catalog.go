@@ -135,8 +135,10 @@ func (c *Catalog) refresh(ctx context.Context) error {
 		c.apply.Unlock()
 		return fmt.Errorf("read change log: %w", err)
 	}
-	if len(changes) >= changesAtOnce || slices.ContainsFunc(changes, func(ch sqlstore.Change) bool {
-		return ch.ID == 0 && ch.Kind != "option"
+	// Numbers follow each other without gaps: what is missing was pruned while this node was away.
+	missed := len(changes) > 0 && changes[0].Seq != c.seq+1
+	if missed || len(changes) >= changesAtOnce || slices.ContainsFunc(changes, func(ch sqlstore.Change) bool {
+		return ch.ID == 0 && ch.Kind != sqlstore.ChangeOption
 	}) {
 		c.apply.Unlock()
 		return c.Load(ctx)
@@ -145,7 +147,7 @@ func (c *Catalog) refresh(ctx context.Context) error {
 	if len(changes) == 0 {
 		return nil
 	}
-	rebuild := false
+	rebuild, options := false, false
 	got := &gather{
 		users: map[int64]*User{}, tokens: map[string]*Token{}, keys: map[int64]string{},
 		channels: map[int64]*Channel{}, options: map[string]string{}, log: c.log,
@@ -154,9 +156,13 @@ func (c *Catalog) refresh(ctx context.Context) error {
 		if err := c.source.CatalogRow(ctx, ch, got); err != nil {
 			return fmt.Errorf("read changed %s %d: %w", ch.Kind, ch.ID, err)
 		}
-		rebuild = rebuild || ch.Kind == "channel" || ch.Kind == "option"
+		options = options || ch.Kind == sqlstore.ChangeOption
+		rebuild = rebuild || options || ch.Kind == sqlstore.ChangeChannel
 	}
 	c.merge(got)
+	if options {
+		c.options = got.options
+	}
 	c.seq = changes[len(changes)-1].Seq
 	if rebuild {
 		c.rebuild()
@@ -194,9 +200,6 @@ func (c *Catalog) merge(got *gather) {
 		}
 	}
 	c.channels = channels
-	if len(got.options) > 0 {
-		c.options = got.options
-	}
 }
 
 // Run keeps the catalog current until ctx ends.
@@ -232,6 +235,9 @@ func (c *Catalog) rebuild() {
 		} else if book, err = ledger.ParsePriceBookWith(nil, rating.Compiler(time.Now)); err != nil {
 			panic("catalog: the built-in price book does not parse: " + err.Error())
 		}
+	}
+	if old != nil && old.Book.Version() == book.Version() {
+		book = old.Book // with the quotes that it remembers
 	}
 	c.routes.Store(newRoutes(c.channels, c.options, book, c.log))
 }

@@ -106,9 +106,12 @@ func newRoutes(channels map[int64]*Channel, options map[string]string, book *led
 			}
 			for _, model := range c.Models {
 				tiers := models[model]
-				if n := len(tiers); n > 0 && tiers[n-1][0].Priority == c.Priority {
+				n := len(tiers)
+				switch {
+				case n > 0 && slices.Contains(tiers[n-1], c): // its list names the model twice
+				case n > 0 && tiers[n-1][0].Priority == c.Priority:
 					tiers[n-1] = append(tiers[n-1], c)
-				} else {
+				default:
 					tiers = append(tiers, []*Channel{c})
 				}
 				models[model] = tiers
