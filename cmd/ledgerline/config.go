@@ -78,6 +78,7 @@ type config struct {
 	TZ             string `env:"TZ"`
 
 	trusted []netip.Prefix
+	looksOn bool // a command that looks at the stores of running nodes
 }
 
 // notHonoured are New API's names that mean something there and nothing here, with what to do instead.

@@ -245,7 +245,11 @@ func (n *node) run(ctx context.Context, serveHTTP func(ctx context.Context) erro
 		deskDone <- nil
 	}
 
-	err := serveHTTP(ctx)
+	stopControl, err := n.startControl(ctx)
+	if err == nil {
+		err = serveHTTP(ctx)
+		stopControl()
+	}
 	stopDesk()
 	err = errors.Join(err, <-deskDone)
 	if n.cfg.embedded() {

@@ -42,7 +42,11 @@ func adoptLogCommand(ctx context.Context, args []string, getenv func(string) str
 	if *projection != "quota" && *projection != "usagelog" {
 		return usagef("consume -adopt-log: -projection %q: quota or usagelog is needed", *projection)
 	}
-	s, _, log, err := openForAudit(ctx, getenv, stderr, false)
+	cfg, err := loadConfig(getenv)
+	if err != nil {
+		return err
+	}
+	s, _, log, err := openForAudit(ctx, cfg, stderr)
 	if err != nil {
 		return err
 	}

@@ -23,21 +23,6 @@ type verdict struct {
 	} `json:"differences"`
 }
 
-// atRestFor lets f look at a site whose stores a command can open: an embedded node is stopped meanwhile.
-func (s *site) atRestFor(f func()) {
-	s.t.Helper()
-	if !s.embedded {
-		f()
-		return
-	}
-	if code := s.nodes[0].terminate(); code != 0 {
-		s.t.Errorf("exit code %d", code)
-	}
-	f()
-	s.nodes[0].start()
-	s.nodes[0].ready()
-}
-
 // named requires that verify finds exactly one account in difference, in that store, by that much.
 func (s *site) named(store string, a ledger.Account, by int64) {
 	s.t.Helper()
@@ -92,27 +77,25 @@ func TestVerifyNamesAndReplayRepairs(t *testing.T) {
 			u := users[0]
 			user, token := ledger.Account{Kind: ledger.UserAccount, ID: u.user}, ledger.Account{Kind: ledger.TokenAccount, ID: u.token}
 			channel := ledger.Account{Kind: ledger.ChannelAccount, ID: s.books.number("SELECT MIN(id) FROM channels WHERE used_quota > 0")}
-			s.atRestFor(func() {
-				s.verified()
-				s.books.exec("UPDATE ledger_accounts SET charged = charged + 1 WHERE kind = 'user' AND id = ?", u.user)
-				s.named("MySQL ledger_accounts", user, 1)
-				s.dryRunOnly(user)
-				s.repaired("replay")
-				s.books.exec("UPDATE tokens SET used_quota = used_quota - 1 WHERE id = ?", u.token)
-				s.named("MySQL tokens.used_quota", token, -1)
-				s.repaired("replay")
-				s.books.exec("UPDATE users SET request_count = request_count + 1 WHERE id = ?", u.user)
-				s.named("MySQL users.request_count", user, 1)
-				s.repaired("replay", "-source", "usagelog")
-				s.books.exec("UPDATE channels SET used_quota = used_quota + 1 WHERE id = ?", channel.ID)
-				s.named("MySQL channels.used_quota", channel, 1)
-				s.repaired("replay")
-				for _, column := range []string{"charged", "quota"} {
-					s.editUsage(column, u)
-					s.named("usage log", user, 1)
-					s.repaired("replay", "-target", "usagelog")
-				}
-			})
+			s.verified()
+			s.books.exec("UPDATE ledger_accounts SET charged = charged + 1 WHERE kind = 'user' AND id = ?", u.user)
+			s.named("MySQL ledger_accounts", user, 1)
+			s.dryRunOnly(user)
+			s.repaired("replay")
+			s.books.exec("UPDATE tokens SET used_quota = used_quota - 1 WHERE id = ?", u.token)
+			s.named("MySQL tokens.used_quota", token, -1)
+			s.repaired("replay")
+			s.books.exec("UPDATE users SET request_count = request_count + 1 WHERE id = ?", u.user)
+			s.named("MySQL users.request_count", user, 1)
+			s.repaired("replay", "-source", "usagelog")
+			s.books.exec("UPDATE channels SET used_quota = used_quota + 1 WHERE id = ?", channel.ID)
+			s.named("MySQL channels.used_quota", channel, 1)
+			s.repaired("replay")
+			for _, column := range []string{"charged", "quota"} {
+				s.editUsage(column, u)
+				s.named("usage log", user, 1)
+				s.repaired("replay", "-target", "usagelog")
+			}
 			if !s.embedded {
 				s.hotEdit(c, users, user)
 			}
@@ -166,17 +149,14 @@ func (s *site) hotEdit(c *clients, users []*account, a ledger.Account) {
 func (s *site) handEdit(c *clients, users []*account) {
 	s.t.Helper()
 	u := users[0]
-	edit := func() { s.books.exec("UPDATE users SET quota = quota + 1000 WHERE id = ?", u.user) }
-	s.atRestFor(func() {
-		edit()
-		s.named("MySQL users.quota", ledger.Account{Kind: ledger.UserAccount, ID: u.user}, 1000)
-	})
+	s.books.exec("UPDATE users SET quota = quota + 1000 WHERE id = ?", u.user)
+	s.named("MySQL users.quota", ledger.Account{Kind: ledger.UserAccount, ID: u.user}, 1000)
 	u.granted += 1000
 	if answer := c.ask(s.t.Context(), s.urls(), 0, order{account: u, prompt: 50, completion: 10}); !answer.whole {
 		s.t.Errorf("a request after the edit: %+v", answer)
 	}
 	s.books.settled(c.answered(), users...)
-	s.atRestFor(s.verified)
+	s.verified()
 }
 
 // A hand edit of an account that nobody uses is adopted within SYNC_FREQUENCY.

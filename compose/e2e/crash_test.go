@@ -29,9 +29,6 @@ func TestKillMinusNine(t *testing.T) {
 		tr.moreDone(t, 25)
 		tr.stop()
 		s.books.settled(tr.answered(), users...)
-		if s.embedded {
-			s.nodes[0].terminate()
-		}
 		s.verified()
 		for _, r := range tr.all {
 			switch r.status {

@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"database/sql"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -103,8 +105,28 @@ func TestSecondNodeNeedsKafkaAndRedis(t *testing.T) {
 	oneLine(t, run(t, command{env: second}), "KAFKA_BROKERS", "REDIS_CONN_STRING")
 	second["REDIS_CONN_STRING"] = ledgertest.Redis(t)
 	oneLine(t, run(t, command{env: second}), "KAFKA_BROKERS", "REDIS_CONN_STRING")
+	if got := run(t, command{env: s.env, args: []string{"verify"}}); got.code != 1 || !strings.Contains(got.stderr, "DATA_DIR") {
+		t.Errorf("verify from elsewhere: exit code %d, %s", got.code, got.stderr)
+	}
 	if status, body, err := get(first.url() + "/readyz"); err != nil || status != http.StatusOK {
 		t.Errorf("the first node suffered: %d %s %v", status, body, err)
+	}
+}
+
+// A node that lacks Kafka or Redis does not join a cluster that runs.
+func TestLoneNodeStaysOutOfACluster(t *testing.T) {
+	t.Parallel()
+	s := cluster(t)
+	s.nodes = s.nodes[:1]
+	s.nodes[0].start()
+	s.nodes[0].ready()
+	for _, missing := range []string{"KAFKA_BROKERS", "REDIS_CONN_STRING"} {
+		env := s.environment(map[string]string{"PORT": "0", "NODE_TYPE": "slave"})
+		delete(env, missing)
+		got := run(t, command{env: env})
+		if line := lastLine(got.stderr); got.code == 0 || !strings.Contains(line, missing) {
+			t.Errorf("without %s: exit code %d, %s", missing, got.code, got.stderr)
+		}
 	}
 }
 
@@ -126,6 +148,37 @@ func TestDemo(t *testing.T) {
 			t.Errorf("%q is missing or out of order:\n%s", part, got.stdout)
 		}
 		at = max(at, i)
+	}
+}
+
+// A bill that is not what the upstream served is found by the demo itself.
+func TestDemoFindsAMismatch(t *testing.T) {
+	t.Parallel()
+	temp := t.TempDir()
+	p := start(t, command{args: []string{"demo", "-once", "-requests", "300", "-rate", "75"}, env: map[string]string{"TMPDIR": temp}})
+	p.await("requests 1")
+	databases, err := filepath.Glob(filepath.Join(temp, "ledgerline-demo-*", "data", "ledgerline.db"))
+	if err != nil || len(databases) != 1 {
+		t.Fatalf("the demo's database: %v, %v", databases, err)
+	}
+	db, err := sql.Open("sqlite", "file:"+databases[0]+"?_pragma=busy_timeout(30000)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(t.Context(), "UPDATE ledger_accounts SET charged = charged + 1 WHERE kind = 'user' AND id = (SELECT id FROM users WHERE username = 'demo2')"); err != nil {
+		t.Fatal(err)
+	}
+	if code := p.wait(); code != 1 {
+		t.Errorf("exit code %d, want 1", code)
+	}
+	for _, part := range []string{"DIFFERS", "NOT OK", "The bills DIFFER"} {
+		if !strings.Contains(p.stdout.String(), part) {
+			t.Errorf("the demo does not say %q:\n%s", part, p.stdout)
+		}
+	}
+	if left, _ := os.ReadDir(temp); len(left) != 0 {
+		t.Errorf("the demo left %d files behind", len(left))
 	}
 }
 
