@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -23,7 +25,7 @@ const (
 	engineWait    = 2 * time.Minute
 	retryStart    = 250 * time.Millisecond
 	retryCeiling  = 5 * time.Second
-	singleNode    = "ledgerline-single-node"
+	saySlow       = 3 * time.Second // a first try that takes longer is said, too
 	usageFile     = "usage.db"
 	embeddedStore = "kafka"
 )
@@ -38,7 +40,7 @@ func openStores(ctx context.Context, cfg *config, log *slog.Logger) (s stores, e
 	if err = openDatabase(ctx, cfg, &s, log); err != nil {
 		return s, err
 	}
-	if s.lock, err = claim(ctx, cfg, s.db); err != nil {
+	if s.lock, err = claim(ctx, cfg, s.db, log); err != nil {
 		return s, err
 	}
 	if err = openLog(ctx, cfg, &s, log); err != nil {
@@ -55,6 +57,9 @@ func openStores(ctx context.Context, cfg *config, log *slog.Logger) (s stores, e
 }
 
 func openDatabase(ctx context.Context, cfg *config, s *stores, log *slog.Logger) error {
+	if err := cfg.hasDatabase(); err != nil {
+		return err
+	}
 	open := func(ctx context.Context) (err error) {
 		s.db, err = sqlstore.Open(ctx, sqlstore.Config{
 			DSN: cfg.SQLDSN, SQLitePath: cfg.SQLitePath, MaxIdle: cfg.SQLMaxIdle, MaxOpen: cfg.SQLMaxOpen,
@@ -75,8 +80,26 @@ func openDatabase(ctx context.Context, cfg *config, s *stores, log *slog.Logger)
 // isFile reports whether a DSN means SQLite: a file needs no waiting for.
 func isFile(dsn string) bool { return dsn == "" || strings.HasPrefix(dsn, "local") }
 
+// hasDatabase refuses a database file that is not there to a command that only looks: it would find a new and empty one.
+func (c *config) hasDatabase() error {
+	if !c.looksOn || !isFile(c.SQLDSN) {
+		return nil
+	}
+	if _, err := os.Stat(c.SQLitePath); errors.Is(err, fs.ErrNotExist) {
+		return usagef("there is no database at %s: work in the node's folder, or set SQL_DSN, SQLITE_PATH or DATA_DIR as the node has them", c.SQLitePath)
+	}
+	return nil
+}
+
 // prepareSchema migrates on a master and waits for the master on a slave.
 func prepareSchema(ctx context.Context, cfg *config, db *sqlstore.Store, log *slog.Logger) error {
+	if cfg.looksOn {
+		err := db.CheckSchema(ctx)
+		if errors.Is(err, sqlstore.ErrSchemaOlder) {
+			return fmt.Errorf("%w, or with ledgerline migrate", err)
+		}
+		return err
+	}
 	if cfg.master() {
 		return db.Migrate(ctx)
 	}
@@ -85,26 +108,6 @@ func prepareSchema(ctx context.Context, cfg *config, db *sqlstore.Store, log *sl
 		return fmt.Errorf("%w; start a node with NODE_TYPE=master first", err)
 	}
 	return err
-}
-
-// claim makes sure that a node with parts that live in its own process is alone on its database.
-func claim(ctx context.Context, cfg *config, db *sqlstore.Store) (*sqlstore.Lock, error) {
-	alone := cfg.embedded() || cfg.RedisURL == ""
-	lock, got, err := db.TryLock(ctx, singleNode)
-	if err != nil {
-		return nil, fmt.Errorf("claim the database: %w", err)
-	}
-	if !got {
-		if alone {
-			return nil, fmt.Errorf("another node runs on this database: to run several, set KAFKA_BROKERS and REDIS_CONN_STRING on every node")
-		}
-		return nil, fmt.Errorf("a node without KAFKA_BROKERS or REDIS_CONN_STRING runs on this database: set both there, then start this one")
-	}
-	if alone {
-		return lock, nil
-	}
-	lock.Unlock()
-	return nil, nil //nolint:nilnil // nothing is held, and nothing is wrong
 }
 
 func openLog(ctx context.Context, cfg *config, s *stores, log *slog.Logger) error {
@@ -137,7 +140,7 @@ func openLog(ctx context.Context, cfg *config, s *stores, log *slog.Logger) erro
 			return err
 		}
 		for _, w := range warnings {
-			if !cfg.embedded() {
+			if !cfg.embedded() && !cfg.looksOn {
 				log.Warn("the topic is less safe than it could be", "topic", info.Topic, "problem", w)
 			}
 		}
@@ -190,18 +193,31 @@ func openUsage(ctx context.Context, cfg *config, log *slog.Logger) (usagelog.Sto
 	if !cfg.master() {
 		return store, nil
 	}
-	if err := store.Migrate(ctx); err != nil {
+	if err := errors.Join(store.Migrate(ctx), expire(ctx, cfg, store, log)); err != nil {
 		_ = store.Close()
 		return nil, err
 	}
 	return store, nil
 }
 
+// expire gives ClickHouse the TTL of LOG_SQL_CLICKHOUSE_TTL_DAYS, unless a replay needs the rows: then it says so and keeps them.
+func expire(ctx context.Context, cfg *config, store usagelog.Store, log *slog.Logger) error {
+	err := store.SetTTL(ctx, cfg.LogTTLDays, time.Time{})
+	if _, kept := errors.AsType[*usagelog.RetentionError](err); kept {
+		log.Warn("LOG_SQL_CLICKHOUSE_TTL_DAYS is not applied: verify and replay need the rows", "days", cfg.LogTTLDays, "reason", err)
+		return nil
+	}
+	return err
+}
+
 // patiently repeats f while an engine is out of reach, at most engineWait, and says what it waits for.
 func patiently(ctx context.Context, log *slog.Logger, what string, f func(context.Context) error) error {
 	deadline := time.Now().Add(engineWait)
-	wait := retryStart
-	for said := false; ; {
+	slow := time.AfterFunc(saySlow, func() {
+		log.Warn("waiting", "for", what, "at_most", engineWait)
+	})
+	defer slow.Stop()
+	for wait, said := retryStart, false; ; wait = min(2*wait, retryCeiling) {
 		err := f(ctx)
 		if err == nil {
 			return nil
@@ -210,6 +226,7 @@ func patiently(ctx context.Context, log *slog.Logger, what string, f func(contex
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		if !said {
+			slow.Stop()
 			log.Warn("waiting", "for", what, "at_most", engineWait, "error", err)
 			said = true
 		}
@@ -218,7 +235,6 @@ func patiently(ctx context.Context, log *slog.Logger, what string, f func(contex
 		case <-ctx.Done():
 			return fmt.Errorf("%s: %w", what, err)
 		}
-		wait = min(2*wait, retryCeiling)
 	}
 }
 
