@@ -26,7 +26,8 @@ const keepMarks = 7 * 24 * time.Hour
 const observeEvery = 5 * time.Second
 
 // Observe gives up nodes whose heartbeat has stood still for orphanAfter (HOLD_ORPHAN_AFTER; 0 = never), until ctx ends. The
-// time counts only while the observer itself could read: if the database is away, nobody is given up.
+// time counts only while the observer itself could read, and begins anew if it cannot write: while the database is away, nobody
+// is given up. Two observers do no harm: an incarnation is given up only at the beat that was seen standing still.
 func Observe(ctx context.Context, registry Registry, orphanAfter time.Duration, log *slog.Logger) error {
 	ticker := time.NewTicker(observeEvery)
 	defer ticker.Stop()
@@ -89,6 +90,8 @@ func (o *observer) look(ctx context.Context, now time.Time) error {
 		}
 		gone, err := o.registry.GiveUp(ctx, p.ID, p.Beat)
 		if err != nil {
+			// The database can be read and not written: then nobody can beat either.
+			clear(o.still)
 			return fmt.Errorf("give up incarnation %s: %w", p.ID, err)
 		}
 		if gone {

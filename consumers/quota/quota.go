@@ -2,9 +2,13 @@
 //
 // It promises that every event changes the balances exactly once (L2): the effect and the offset are one transaction, and whoever
 // lost the partition is fenced by the offset. The counters get the same sums afterwards, guarded by the offset; if they
-// miss some, they get the rest from the log, and if they are lost, a new epoch begins. It runs in the runner's goroutine
-// of the partition, so nothing here needs a lock between Apply and Look of one partition. A crash anywhere leaves MySQL at
-// an offset and the counters at, before or (after a restore) beyond it: Look sorts that out.
+// miss some, they get the rest from the log, and if they are lost, a new epoch begins, which opens when every incarnation
+// has re-asserted its holds or was waited for long enough (L3). It runs in the runner's goroutine of the partition, so
+// nothing here needs a lock between Apply and Look of one partition. A crash anywhere leaves MySQL at an offset and the
+// counters at, before or (after a restore) beyond it: Look sorts that out. Its executable model is class Consumer of
+// model/holds.py.
+//
+// Observe, one of the master's duties, gives up nodes that are silent for too long.
 package quota
 
 import (
@@ -12,7 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -52,8 +55,9 @@ const (
 	// catchUpRecords bounds the records read again from the log for one call.
 	catchUpRecords = 20_000
 	// applyPatience is how long a flush waits for counters that are out of reach before it goes on without them. What they
-	// miss is given to them later, at the price of a new epoch if it is much.
+	// miss is given to them later, at the price of a new epoch if it is much. statePatience is the same for a look.
 	applyPatience = time.Second
+	statePatience = 5 * time.Second
 )
 
 // Sink is the quota projection: it implements consumers.Sink and consumers.Looker.
@@ -64,24 +68,33 @@ type Sink struct {
 	log      *slog.Logger
 	now      func() time.Time
 	metrics  *metrics
-	rebuild  rebuild
+	registry registry
+	waits    waits
 }
+
+var (
+	_ consumers.Sink   = (*Sink)(nil)
+	_ consumers.Looker = (*Sink)(nil)
+)
 
 // New builds the sink.
 func New(store Store, counters Counters, logs Log, log *slog.Logger, reg prometheus.Registerer) *Sink {
 	return &Sink{
 		store: store, counters: counters, logs: logs, log: log, now: time.Now, metrics: newMetrics(reg),
-		rebuild: rebuild{waits: map[int]*waiting{}},
+		registry: registry{store: store}, waits: waits{by: map[int]*waiting{}},
 	}
 }
 
-// Position implements consumers.Sink.
+// Position implements consumers.Sink. Whoever takes a partition over waits anew for those that do not report: their events may have
+// moved meanwhile.
 func (s *Sink) Position(ctx context.Context, partition int) (consumers.Position, error) {
 	st, err := s.store.Partition(ctx, partition)
 	if err != nil {
 		return consumers.Position{}, fmt.Errorf("read quota position: %w", err)
 	}
-	s.rebuild.of(partition).offset = st.Offset
+	w := s.waits.of(partition)
+	w.done()
+	w.offset = st.Offset
 	return consumers.Position{Offset: st.Offset, LastOffset: st.LastOffset, LastEvent: st.LastEvent}, nil
 }
 
@@ -96,15 +109,21 @@ func (s *Sink) Apply(ctx context.Context, partition int, from, to int64, records
 	if err != nil {
 		return fmt.Errorf("flush [%d,%d): %w", from, to, err)
 	}
+	// Committed. Whatever happens from here on is mended by Look.
 	s.report(partition, &result)
-	s.rebuild.saw(partition, records)
-	s.rebuild.of(partition).offset = to
+	w := s.waits.of(partition)
+	w.saw(records)
+	w.offset = to
 	callCtx, cancel := context.WithTimeout(ctx, applyPatience)
 	defer cancel()
-	if err := s.step(callCtx, partition, from, to, records, result.Skipped); err != nil {
+	err = s.step(callCtx, partition, span{from, to}, records, result.Skipped)
+	if err != nil {
 		s.metrics.missed.Inc()
-		s.log.Warn("the hot counters missed a flush; they get it later", "partition", partition, "from", from, "to", to, "error", err)
+		if !w.missed {
+			s.log.Warn("the hot counters miss flushes; they get them later", "partition", partition, "from", from, "error", err)
+		}
 	}
+	w.missed = err != nil
 	return nil
 }
 
@@ -114,31 +133,30 @@ func (s *Sink) report(partition int, r *sqlstore.FlushResult) {
 	s.metrics.dead.Add(float64(len(r.Dead)))
 	s.metrics.holes.Add(float64(len(r.Holes)))
 	s.metrics.adopted.Add(float64(r.Adopted))
-	for _, d := range r.Dead {
-		s.log.Error("an event was dead-lettered", "partition", partition, "offset", d.Offset, "reason", d.Reason)
+	for i := range r.Dead {
+		s.log.Error("an event was dead-lettered", "partition", partition, "offset", r.Dead[i].Offset, "reason", r.Dead[i].Reason)
 	}
 	for _, h := range r.Holes {
 		s.log.Error("events are missing in the log; refill it with: ledgerline journal reship", "partition", partition,
-			"producer", h.Producer, "hole", fmt.Sprintf("%+v", h))
+			"producer", h.Producer, "after", h.Hole.After, "through", h.Hole.Through)
 	}
 	for _, a := range r.Alarms {
 		s.log.Error("balance alarm", "partition", partition, "alarm", a)
 	}
 }
 
-// step gives the counters what was committed, if they stand at from. A range is halved where an account was loaded in its middle,
-// or where it touches too many accounts.
-func (s *Sink) step(ctx context.Context, partition int, from, to int64, records []ledger.Record, skipped []int64) error {
-	states, err := s.counters.State(ctx, partition)
+// step gives the counters what was committed, if they stand at its beginning.
+func (s *Sink) step(ctx context.Context, partition int, r span, records []ledger.Record, skipped []int64) error {
+	st, err := s.state(ctx, partition)
 	if err != nil {
-		return fmt.Errorf("look at the counters: %w", err)
+		return err
 	}
-	st := &states[0]
-	if !st.Present || st.Foreign || st.Done != from {
+	if !st.Present || st.Foreign || st.Done != r.from {
 		return nil // Look decides
 	}
-	return s.applyRange(ctx, st, span{from, to}, func(r span) ([]ledger.Sum, error) {
-		t := newTally(skipped, st.Epoch)
+	t := newTally(skipped, st.Epoch)
+	return s.applyRange(ctx, &st, r, func(r span) ([]ledger.Sum, error) {
+		t.clear()
 		t.add(records, r)
 		return t.sums(), nil
 	})
@@ -173,62 +191,4 @@ func (s *Sink) applyRange(ctx context.Context, st *ledger.Counters, r span, sums
 		return both(at)
 	}
 	return nil
-}
-
-// tally adds up what records do to users and tokens.
-type tally struct {
-	skip   map[int64]bool
-	epoch  uint64
-	by     map[ledger.Account]*ledger.Sum
-	deltas []ledger.Delta
-}
-
-func newTally(skipped []int64, epoch uint64) *tally {
-	t := &tally{skip: make(map[int64]bool, len(skipped)), epoch: epoch, by: map[ledger.Account]*ledger.Sum{}}
-	for _, o := range skipped {
-		t.skip[o] = true
-	}
-	return t
-}
-
-// add takes the records of a range. Settled is the part of a charge that the hold's own epoch has counted in advance
-// (DESIGN 7): events of other epochs never touch it.
-func (t *tally) add(records []ledger.Record, r span) {
-	for i := range records {
-		rec := &records[i]
-		if rec.Offset < r.from || rec.Offset >= r.to || rec.Err != nil || t.skip[rec.Offset] {
-			continue
-		}
-		h := rec.Event.Hold
-		t.deltas = rec.Event.Deltas(t.deltas[:0])
-		for _, d := range t.deltas {
-			if d.Account.Kind == ledger.ChannelAccount {
-				continue
-			}
-			sum := t.by[d.Account]
-			if sum == nil {
-				sum = &ledger.Sum{Account: d.Account}
-				t.by[d.Account] = sum
-			}
-			sum.Granted += d.Balance.Granted
-			sum.Charged += d.Balance.Charged
-			if h != nil && h.Epoch == t.epoch && (d.Account.Kind == ledger.UserAccount || h.Token) {
-				sum.Settled += d.Balance.Charged
-			}
-		}
-	}
-}
-
-func (t *tally) sums() []ledger.Sum {
-	out := make([]ledger.Sum, 0, len(t.by))
-	for _, v := range t.by {
-		out = append(out, *v)
-	}
-	return out
-}
-
-// rebuild is what the consumer remembers while epochs are rebuilt, by partition.
-type rebuild struct {
-	mu    sync.Mutex
-	waits map[int]*waiting
 }
