@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -29,6 +30,7 @@ type benchOptions struct {
 	only        string
 	kind        string
 	profile     string
+	base        string
 	json        bool
 	verbose     bool
 }
@@ -61,6 +63,7 @@ func benchCommand(ctx context.Context, args []string, getenv func(string) string
 	flags.StringVar(&o.only, "only", "", "targets, separated by commas: direct, proxy, embedded, engines; empty: all that can run")
 	flags.StringVar(&o.kind, "kind", "", "plain or stream; empty: both")
 	flags.StringVar(&o.profile, "profile", "", "folder for CPU and allocation profiles of the relay; they cost it some percent")
+	flags.StringVar(&o.base, "base", "", "another build of this program: its relay is measured in turn with this one's")
 	flags.BoolVar(&o.json, "json", false, "print one JSON object instead of tables")
 	flags.BoolVar(&o.verbose, "v", false, "show what the processes log")
 	if err := parseFlags(flags, args); err != nil {
@@ -114,8 +117,9 @@ type target struct {
 	name  string
 	url   string
 	key   string
-	pids  map[string]int // processes whose CPU counts, by name
-	child *child         // the proxy or the relay; nil if there is none
+	pids  map[string]int     // processes whose CPU counts, by name
+	idle  map[string]float64 // what they use when nothing happens, CPU seconds a second
+	child *child             // the proxy or the relay; nil if there is none
 }
 
 // The two kinds of request.
@@ -167,20 +171,24 @@ func (b *bench) targets(ctx context.Context) ([]target, error) {
 		}
 		out = append(out, target{name: "reverse proxy", url: c.url, key: "none", pids: map[string]int{"proxy": c.pid()}, child: c})
 	}
-	if want("embedded") {
-		t, err := b.relay(ctx, "relay, embedded", nil)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, t)
+	relays := map[string]string{"relay": ""}
+	if b.o.base != "" {
+		relays["base"] = b.o.base
 	}
-	if want("engines") {
+	for _, name := range slices.Sorted(maps.Keys(relays)) {
+		if want("embedded") {
+			t, err := b.relay(ctx, name+", embedded", relays[name], nil)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, t)
+		}
 		engines, err := b.engineEnvironment(ctx)
 		if err != nil {
 			return nil, err
 		}
-		if engines != nil {
-			t, err := b.relay(ctx, "relay, engines", engines)
+		if engines != nil && want("engines") {
+			t, err := b.relay(ctx, name+", engines", relays[name], engines)
 			if err != nil {
 				return nil, err
 			}
@@ -194,8 +202,8 @@ func (b *bench) targets(ctx context.Context) ([]target, error) {
 	return out, nil
 }
 
-// relay starts a node, with a user, an unlimited key and a channel to the mock upstream in its database.
-func (b *bench) relay(ctx context.Context, name string, engines map[string]string) (target, error) {
+// relay starts a node of a build ("": this one), with a user, an unlimited key and a channel to the mock upstream in its database.
+func (b *bench) relay(ctx context.Context, name, build string, engines map[string]string) (target, error) {
 	env := map[string]string{
 		"DATA_DIR": filepath.Join(b.dir, name), "PORT": "0", "BATCH_UPDATE_ENABLED": "true", "BATCH_UPDATE_INTERVAL": "1",
 		"RELAY_MAX_IDLE_CONNS_PER_HOST": strconv.Itoa(2 * b.o.concurrency), "RELAY_MAX_IDLE_CONNS": strconv.Itoa(4 * b.o.concurrency),
@@ -211,7 +219,7 @@ func (b *bench) relay(ctx context.Context, name string, engines map[string]strin
 	if b.o.profile != "" {
 		args = []string{"bench", "node", "-profile", filepath.Join(b.o.profile, strings.ReplaceAll(name, ", ", "-"))}
 	}
-	c, err := b.start(ctx, name, env, args...)
+	c, err := b.startBuild(ctx, name, build, env, args...)
 	if err != nil {
 		return target{}, err
 	}

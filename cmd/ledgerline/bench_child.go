@@ -74,11 +74,19 @@ var servesURL = regexp.MustCompile(`serves (http://[0-9.:]+)`)
 
 // start runs this program with other arguments and waits until it says where it serves.
 func (b *bench) start(ctx context.Context, name string, env map[string]string, args ...string) (*child, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find this program: %w", err)
+	return b.startBuild(ctx, name, "", env, args...)
+}
+
+// startBuild does it with another build of this program, if one is named.
+func (b *bench) startBuild(ctx context.Context, name, build string, env map[string]string, args ...string) (*child, error) {
+	if build == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, fmt.Errorf("find this program: %w", err)
+		}
+		build = self
 	}
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), self, args...) //nolint:gosec // this program itself
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), build, args...) //nolint:gosec // this program itself, or the one the operator named
 	c := &child{cmd: cmd}
 	cmd.Stderr = &c.said
 	if b.o.verbose {

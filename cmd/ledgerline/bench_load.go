@@ -24,6 +24,7 @@ const (
 	idleTicks   = 1
 	minSettling = 1500 * time.Millisecond // the intervals at which the consumers write
 	maxSettling = 10 * time.Second
+	idleWindow  = 2 * time.Second
 )
 
 // measureAll warms every target up, then loads them in turn, so that what else the machine does meets all of them.
@@ -39,6 +40,9 @@ func (b *bench) measureAll(ctx context.Context, targets []target, kind string) (
 			return nil, fmt.Errorf("warm %s up: %w", targets[i].name, err)
 		}
 		if err := settle(ctx, &targets[i]); err != nil {
+			return nil, err
+		}
+		if err := idle(ctx, &targets[i]); err != nil {
 			return nil, err
 		}
 		b.signal(&targets[i], beginProfile)
@@ -64,7 +68,8 @@ func (b *bench) signal(t *target, s os.Signal) {
 	}
 }
 
-// measure loads a target once. The CPU that its processes need afterwards, for what they do in batches, counts too.
+// measure loads a target once. The CPU that its processes need afterwards, for what they do in batches, counts too, without
+// what they always use.
 func (b *bench) measure(ctx context.Context, t *target, row *benchRow, body []byte) error {
 	before := map[string]time.Duration{}
 	for name, pid := range t.pids {
@@ -75,7 +80,7 @@ func (b *bench) measure(ctx context.Context, t *target, row *benchRow, body []by
 	if err != nil {
 		return err
 	}
-	took := time.Since(begun)
+	took, loaded := time.Since(begun), time.Now()
 	if len(r.latencies) == 0 {
 		return errors.New("no request succeeded")
 	}
@@ -87,10 +92,10 @@ func (b *bench) measure(ctx context.Context, t *target, row *benchRow, body []by
 	if row.kind == kindStream {
 		units *= float64(b.o.chunks)
 	}
-	all := 0.0
+	all, settling := 0.0, time.Since(loaded).Seconds()
 	for name, pid := range t.pids {
 		cpu, rss := procStat(pid)
-		each := float64((cpu - before[name]).Microseconds()) / units
+		each := (float64((cpu - before[name]).Microseconds()) - 1e6*t.idle[name]*settling) / units
 		all += each
 		row.cpu[name] = append(row.cpu[name], each)
 		row.rss[name] = max(row.rss[name], rss)
@@ -100,6 +105,29 @@ func (b *bench) measure(ctx context.Context, t *target, row *benchRow, body []by
 	row.perSec = append(row.perSec, float64(len(r.latencies))/took.Seconds())
 	row.p50 = append(row.p50, r.latencies[len(r.latencies)/2])
 	row.p99 = append(row.p99, r.latencies[len(r.latencies)*99/100])
+	return nil
+}
+
+// idle learns what the target's processes use when nothing happens.
+func idle(ctx context.Context, t *target) error {
+	t.idle = map[string]float64{}
+	if t.pids["relay"] == 0 {
+		return nil
+	}
+	before := map[string]time.Duration{}
+	for name, pid := range t.pids {
+		before[name], _ = procStat(pid)
+	}
+	begun := time.Now()
+	select {
+	case <-time.After(idleWindow):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	for name, pid := range t.pids {
+		now, _ := procStat(pid)
+		t.idle[name] = (now - before[name]).Seconds() / time.Since(begun).Seconds()
+	}
 	return nil
 }
 
