@@ -193,10 +193,12 @@ func newRig(t *testing.T, dsn string, counters hold.Counters, lose, restart func
 
 // newSink returns another consumer of the same partition.
 func (r *rig) newSink() *quota.Sink {
-	sink := quota.New(r.store, r.counters, r.log, slog.New(slog.NewTextHandler(r.notes, nil)), nil)
+	sink := quota.New(r.store, r.counters, r.log, testLogger(r.notes), nil)
 	sink.SetNow(r.clock.now)
 	return sink
 }
+
+func testLogger(to *strings.Builder) *slog.Logger { return slog.New(slog.NewTextHandler(to, nil)) }
 
 func (r *rig) node(n uint64) *producer {
 	p := &producer{id: testID('n', n), log: r.log}

@@ -181,6 +181,7 @@ func (s *Sink) tryOpen(ctx context.Context, w *waiting, st *ledger.Counters) err
 func (s *Sink) catchUp(ctx context.Context, st *ledger.Counters, my *sqlstore.PartitionState) error {
 	to := min(my.Offset, st.Done+catchUpRecords)
 	t := newTally(my.Skipped, st.Epoch)
+	s.waits.of(st.Partition).missed = false
 	return s.applyRange(ctx, st, span{st.Done, to}, func(r span) ([]ledger.Sum, error) {
 		t.clear()
 		err := s.logs.Read(ctx, st.Partition, r.from, r.to, func(part []ledger.Record) error {

@@ -302,10 +302,18 @@ func dump(t testing.TB, store *sqlstore.Store, names []string) tables {
 // load makes the dumped tables what they were, and the database refuse poison.
 func load(t testing.TB, store *sqlstore.Store, from tables) {
 	t.Helper()
+	exec := func(q string) {
+		must(t, store.Tx(t.Context(), func(tx *sqlstore.Tx) error { _, err := tx.Exec(t.Context(), q); return err }))
+	}
+	exec("DROP TRIGGER IF EXISTS poison")
+	restore(t, store, from)
+	exec(poisonTrigger)
+}
+
+// restore makes the dumped tables what they were.
+func restore(t testing.TB, store *sqlstore.Store, from tables) {
+	t.Helper()
 	must(t, store.Tx(t.Context(), func(tx *sqlstore.Tx) error {
-		if _, err := tx.Exec(t.Context(), "DROP TRIGGER IF EXISTS poison"); err != nil {
-			return err
-		}
 		for name, rows := range from {
 			if _, err := tx.Exec(t.Context(), "DELETE FROM "+name); err != nil {
 				return err
@@ -317,7 +325,6 @@ func load(t testing.TB, store *sqlstore.Store, from tables) {
 				}
 			}
 		}
-		_, err := tx.Exec(t.Context(), poisonTrigger)
-		return err
+		return nil
 	}))
 }
