@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -78,56 +78,32 @@ type config struct {
 	TZ             string `env:"TZ"`
 
 	trusted []netip.Prefix
-	looksOn bool // a command that looks at the stores of running nodes
-}
-
-// notHonoured are New API's names that mean something there and nothing here, with what to do instead.
-var notHonoured = map[string]string{
-	"MEMORY_CACHE_ENABLED":            "the catalog is always in memory",
-	"CHANNEL_UPDATE_FREQUENCY":        "balances of upstream accounts are not polled",
-	"CHANNEL_TEST_FREQUENCY":          "channels are not tested on a schedule",
-	"CHANNEL_TEST_ENABLED":            "channels are not tested on a schedule",
-	"POLLING_INTERVAL":                "channels are not tested on a schedule",
-	"GENERATE_DEFAULT_TOKEN":          "new users start without a key",
-	"ERROR_LOG_ENABLED":               "failed requests cost nothing and are in the node's log and metrics",
-	"GET_MEDIA_TOKEN":                 "media are priced from the upstream's usage",
-	"GET_MEDIA_TOKEN_NOT_STREAM":      "media are priced from the upstream's usage",
-	"CountToken":                      "prompts are counted only where it matters",
-	"UPDATE_TASK":                     "asynchronous tasks are not relayed",
-	"AZURE_DEFAULT_API_VERSION":       "2025-04-01-preview is used",
-	"GEMINI_SAFETY_SETTING":           "Gemini's own API is not relayed",
-	"COHERE_SAFETY_SETTING":           "Cohere's own API is not relayed",
-	"GLOBAL_API_RATE_LIMIT_ENABLE":    "the management API is not rate limited per address",
-	"GLOBAL_API_RATE_LIMIT":           "the management API is not rate limited per address",
-	"GLOBAL_WEB_RATE_LIMIT_ENABLE":    "there is no web console to limit",
-	"GLOBAL_WEB_RATE_LIMIT":           "there is no web console to limit",
-	"CRITICAL_RATE_LIMIT_ENABLE":      "failed logins are slowed down instead",
-	"CRITICAL_RATE_LIMIT":             "failed logins are slowed down instead",
-	"SQL_CONN_MAX_LIFETIME":           "use SQL_MAX_LIFETIME (seconds)",
-	"SQLITE_BUSY_TIMEOUT":             "writers wait 30 s",
-	"ERROR_LOG_ENABLE":                "failed requests cost nothing and are in the node's log and metrics",
-	"ENFORCE_INCLUDE_USAGE":           "use FORCE_STREAM_OPTION",
-	"DEFAULT_QUOTA":                   "use the option QuotaForNewUser",
-	"ENABLE_METRIC":                   "/metrics is always there",
-	"ENABLE_PPROF":                    "profiles are not served",
-	"PYROSCOPE_URL":                   "profiles are not pushed",
-	"SKIP_64BIT_QUOTA_SCHEMA_CHECK":   "columns of any width are served; the truth is in ledger_accounts",
-	"SESSION_COOKIE_TRUSTED_URL":      "cookies are same-site",
-	"ANONYMOUS_REQUEST_BODY_LIMIT_KB": "bodies are read after authentication only",
-	"SQL_SLOW_THRESHOLD_MS":           "see the metrics of the consumers",
+	unused  []string // names of New API's that are set and do nothing here
+	looksOn bool     // a command that looks at the stores of running nodes
 }
 
 // loadConfig reads the environment (after a .env file in the working directory, which never overrides it) and checks
-// every value. The error names the variable, the value and what is allowed.
+// every value. The error names each variable that is wrong, its value and what is allowed.
 func loadConfig(getenv func(string) string) (*config, error) {
 	vars, err := environment(getenv)
 	if err != nil {
 		return nil, err
 	}
+	return configOf(vars)
+}
+
+// configOf is loadConfig of these variables and no others.
+func configOf(vars map[string]string) (*config, error) {
 	cfg := &config{}
 	if err := env.ParseWithOptions(cfg, env.Options{Environment: vars}); err != nil {
-		return nil, usagef("%s", describeEnvError(err, vars))
+		return nil, usagef("%s", describeEnvErrors(err, vars))
 	}
+	for name := range notHonoured {
+		if vars[name] != "" {
+			cfg.unused = append(cfg.unused, name)
+		}
+	}
+	slices.Sort(cfg.unused)
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
@@ -140,22 +116,38 @@ func environment(getenv func(string) string) (map[string]string, error) {
 	if file, err := godotenv.Read(".env"); err == nil {
 		vars = file
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, usagef("the file .env cannot be read: %v", err)
+		return nil, usagef("the file .env cannot be read: %s", strings.ReplaceAll(err.Error(), `\n`, ""))
+	}
+	set := func(name string) {
+		if value := getenv(name); value != "" {
+			vars[name] = value
+		}
 	}
 	for field := range reflect.TypeFor[config]().Fields() {
-		if name := field.Tag.Get("env"); name != "" && getenv(name) != "" {
-			vars[name] = getenv(name)
+		if name := field.Tag.Get("env"); name != "" {
+			set(name)
 		}
 	}
-	for k, v := range vars {
-		if v == "" {
-			delete(vars, k)
-		}
+	for name := range notHonoured {
+		set(name)
 	}
+	maps.DeleteFunc(vars, func(_, value string) bool { return value == "" })
 	return vars, nil
 }
 
-// describeEnvError turns a parse error into "NAME=value: what is allowed".
+// describeEnvErrors turns parse errors into "NAME=value: what is allowed", one after the other.
+func describeEnvErrors(err error, vars map[string]string) string {
+	var all env.AggregateError
+	if !errors.As(err, &all) {
+		return describeEnvError(err, vars)
+	}
+	var texts []string
+	for _, one := range all.Errors {
+		texts = append(texts, describeEnvError(one, vars))
+	}
+	return strings.Join(texts, "; ")
+}
+
 func describeEnvError(err error, vars map[string]string) string {
 	var parse env.ParseError
 	if !errors.As(err, &parse) {
@@ -175,7 +167,41 @@ func describeEnvError(err error, vars map[string]string) string {
 	return fmt.Sprintf("%s=%q: %s is needed", name, vars[name], allowed)
 }
 
+// check finds every value that is not allowed, and fills in what follows from other values.
 func (c *config) check() error {
+	bad := c.outOfBounds()
+	wrong := func(format string, args ...any) { bad = append(bad, fmt.Sprintf(format, args...)) }
+	if c.OrphanAfter != 0 && c.OrphanAfter < time.Minute {
+		wrong("HOLD_ORPHAN_AFTER=%s: 0 (never) or at least 1m is needed", c.OrphanAfter)
+	}
+	if c.JournalKeep < 0 {
+		wrong("JOURNAL_KEEP=%s: a duration of 0 or more is needed, such as 24h", c.JournalKeep)
+	}
+	if c.SessionSecret == "random_string" {
+		wrong(`SESSION_SECRET="random_string": replace the example by a secret of your own, the same on every node`)
+	}
+	if key := strings.TrimPrefix(c.RootToken, "sk-"); key != "" && !isKey(key, sqlstore.KeyLength, sqlstore.KeyLength) {
+		wrong("INITIAL_ROOT_TOKEN: %d letters and digits are needed, with or without sk- before them", sqlstore.KeyLength)
+	}
+	if c.RootAccess != "" && !isKey(c.RootAccess, 29, 32) {
+		wrong("INITIAL_ROOT_ACCESS_TOKEN: 29 to 32 letters and digits are needed")
+	}
+	if c.FrontendURL != "" && !hasScheme(c.FrontendURL, "http", "https") {
+		wrong("FRONTEND_BASE_URL=%q: a URL that begins with http:// or https:// is needed", c.FrontendURL)
+	}
+	for _, err := range []error{c.checkStores(), c.finish()} {
+		if err != nil {
+			wrong("%v", err)
+		}
+	}
+	if len(bad) > 0 {
+		return usagef("%s", strings.Join(bad, "; "))
+	}
+	return nil
+}
+
+// outOfBounds lists the numbers that are too small or too large.
+func (c *config) outOfBounds() (bad []string) {
 	type bound struct {
 		name        string
 		value       int64
@@ -204,36 +230,37 @@ func (c *config) check() error {
 		{"SHUTDOWN_TIMEOUT_SECONDS", int64(c.ShutdownTimeout), 1, 86400},
 	} {
 		if b.value < b.least || b.value > b.most {
-			return usagef("%s=%d: a whole number from %d to %d is needed", b.name, b.value, b.least, b.most)
+			bad = append(bad, fmt.Sprintf("%s=%d: a whole number from %d to %d is needed", b.name, b.value, b.least, b.most))
 		}
 	}
-	if c.OrphanAfter != 0 && c.OrphanAfter < time.Minute {
-		return usagef("HOLD_ORPHAN_AFTER=%s: 0 (never) or at least 1m is needed", c.OrphanAfter)
-	}
-	if c.JournalKeep < 0 {
-		return usagef("JOURNAL_KEEP=%s: a duration of 0 or more is needed, such as 24h", c.JournalKeep)
-	}
-	if c.SessionSecret == "random_string" {
-		return usagef(`SESSION_SECRET="random_string": replace the example by a secret of your own, the same on every node`)
-	}
-	if key := strings.TrimPrefix(c.RootToken, "sk-"); key != "" && !isKey(key, sqlstore.KeyLength, sqlstore.KeyLength) {
-		return usagef("INITIAL_ROOT_TOKEN: %d letters and digits are needed, with or without sk- before them", sqlstore.KeyLength)
-	}
-	if c.RootAccess != "" && !isKey(c.RootAccess, 29, 32) {
-		return usagef("INITIAL_ROOT_ACCESS_TOKEN: 29 to 32 letters and digits are needed")
-	}
+	return bad
+}
+
+// checkStores checks the addresses of the engines.
+func (c *config) checkStores() error {
+	var errs []error
 	if err := sqlstore.CheckDSN(c.SQLDSN); err != nil {
-		return usagef("%v", err)
+		errs = append(errs, err)
 	}
 	if err := usagelog.CheckDSN(c.LogSQLDSN); err != nil {
-		return usagef("%v", err)
+		errs = append(errs, err)
+	}
+	if c.RedisURL != "" && !hasScheme(c.RedisURL, "redis", "rediss", "unix") {
+		errs = append(errs, errors.New("REDIS_CONN_STRING: redis://[user:password@]host:port[/db] is needed, or rediss:// for TLS, or unix://"))
 	}
 	for _, b := range c.KafkaBrokers {
 		if host, port, ok := strings.Cut(b, ":"); !ok || host == "" || port == "" {
-			return usagef("KAFKA_BROKERS=%q: a comma list of host:port is needed", strings.Join(c.KafkaBrokers, ","))
+			errs = append(errs, fmt.Errorf("KAFKA_BROKERS=%q: a comma list of host:port is needed", strings.Join(c.KafkaBrokers, ",")))
+			break
 		}
 	}
-	return c.finish()
+	return errors.Join(errs...)
+}
+
+// hasScheme reports whether a URL begins with one of these schemes and something follows.
+func hasScheme(url string, schemes ...string) bool {
+	scheme, rest, ok := strings.Cut(url, "://")
+	return ok && rest != "" && slices.Contains(schemes, scheme)
 }
 
 // isKey reports whether s is made of letters and digits and has a length from least to most.
@@ -303,18 +330,4 @@ func parseProxies(s string) ([]netip.Prefix, error) {
 		out = append(out, prefix.Masked())
 	}
 	return out, nil
-}
-
-// warnNotHonoured names each known variable that is set and does nothing here, once.
-func warnNotHonoured(getenv func(string) string, log *slog.Logger) {
-	var names []string
-	for name := range notHonoured {
-		if getenv(name) != "" {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		log.Warn("a variable of New API is set that Ledgerline does not use", "name", name, "instead", notHonoured[name])
-	}
 }

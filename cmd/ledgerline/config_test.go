@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"maps"
 	"os"
 	"reflect"
@@ -36,6 +37,10 @@ func TestBadValues(t *testing.T) {
 		"time zone":        {map[string]string{"TZ": "Mars/Base"}, []string{"TZ", "Mars/Base"}},
 		"root key":         {map[string]string{"INITIAL_ROOT_TOKEN": "sk-short"}, []string{"INITIAL_ROOT_TOKEN", "48"}},
 		"root access":      {map[string]string{"INITIAL_ROOT_ACCESS_TOKEN": "not-a-token-because-of-dashes-x"}, []string{"INITIAL_ROOT_ACCESS_TOKEN", "29 to 32"}},
+		"redis":            {map[string]string{"REDIS_CONN_STRING": "127.0.0.1:6379"}, []string{"REDIS_CONN_STRING", "redis://"}},
+		"frontend":         {map[string]string{"FRONTEND_BASE_URL": "console.example"}, []string{"FRONTEND_BASE_URL", "console.example", "https://"}},
+		"all at once":      {map[string]string{"SYNC_FREQUENCY": "0", "TRUSTED_PROXIES": "nginx", "KAFKA_BROKERS": "kafka"}, []string{"SYNC_FREQUENCY", "TRUSTED_PROXIES", "KAFKA_BROKERS"}},
+		"no numbers":       {map[string]string{"PORT": "http", "RELAY_TIMEOUT": "long"}, []string{"PORT", "RELAY_TIMEOUT"}},
 		"interval":         {map[string]string{"BATCH_UPDATE_INTERVAL": "0"}, []string{"BATCH_UPDATE_INTERVAL", "0", "1 to 3600"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -69,6 +74,27 @@ func TestEnvFile(t *testing.T) {
 	}
 	if cfg.Port != 5000 || cfg.master() {
 		t.Errorf("port %d, master %v: the environment wins over .env, and .env counts", cfg.Port, cfg.master())
+	}
+}
+
+// New API's names that do nothing here are named, wherever they are set; a demo takes nothing from a .env file.
+func TestUnusedNames(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile(".env", []byte("GLOBAL_API_RATE_LIMIT=5\nSQLITE_PATH=real.db\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := loadConfig(envOf(map[string]string{"GIN_MODE": "release"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]string{"GIN_MODE", "GLOBAL_API_RATE_LIMIT"}, cfg.unused); d != "" {
+		t.Errorf("unused names (-want +got):\n%s", d)
+	}
+	if err := demoCommand(t.Context(), []string{"-once", "-requests", "2"}, envOf(nil), io.Discard, io.Discard); err != nil {
+		t.Errorf("demo: %v", err)
+	}
+	if _, err := os.Stat("real.db"); err == nil {
+		t.Error("the demo worked on the database of the .env file")
 	}
 }
 

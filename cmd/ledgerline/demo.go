@@ -117,16 +117,14 @@ func newDemo(ctx context.Context, o demoOptions, dir string, getenv func(string)
 		level = slog.LevelInfo
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
-	// The demo is embedded whatever the environment says: only what bears on no engine is taken from it.
-	cfg, err := loadConfig(func(name string) string {
-		switch name {
-		case "DATA_DIR":
-			return filepath.Join(dir, "data")
-		case "TZ", "DEBUG":
-			return getenv(name)
+	// The demo is embedded whatever the environment and a .env file say: nothing of it may reach a database of theirs.
+	vars := map[string]string{"DATA_DIR": filepath.Join(dir, "data")}
+	for _, name := range []string{"TZ", "DEBUG"} {
+		if value := getenv(name); value != "" {
+			vars[name] = value
 		}
-		return ""
-	})
+	}
+	cfg, err := configOf(vars)
 	if err != nil {
 		return nil, errors.Join(err, d.upstream.Close())
 	}

@@ -60,7 +60,7 @@ func serveRole(ctx context.Context, r role, args []string, getenv func(string) s
 		return err
 	}
 	defer closeLog()
-	warnNotHonoured(getenv, log)
+	warnNotHonoured(cfg, log)
 
 	// The port first: a second start on it must not touch anything.
 	ln, err := listen(ctx, cfg.Port)
@@ -108,12 +108,12 @@ func openLogger(cfg *config, stderr io.Writer) (*slog.Logger, func(), error) {
 	to, done := stderr, func() {}
 	if cfg.LogDir != "" {
 		if err := os.MkdirAll(cfg.LogDir, 0o750); err != nil {
-			return nil, nil, fmt.Errorf("make log folder: %w", err)
+			return nil, nil, fmt.Errorf("make log folder (LOG_DIR=%s): %w", cfg.LogDir, err)
 		}
 		name := filepath.Join(cfg.LogDir, "ledgerline-"+time.Now().Format("20060102150405")+".log")
 		file, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640) //nolint:gosec // a log is for the operators' group
 		if err != nil {
-			return nil, nil, fmt.Errorf("open log file: %w", err)
+			return nil, nil, fmt.Errorf("open log file (LOG_DIR=%s): %w", cfg.LogDir, err)
 		}
 		to, done = io.MultiWriter(stderr, file), func() { _ = file.Close() }
 	}
