@@ -85,6 +85,9 @@ func newNode(ctx context.Context, cfg *config, r role, log *slog.Logger) (*node,
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make data folder (DATA_DIR=%s): %w", cfg.DataDir, err)
 	}
+	if err := os.MkdirAll(cfg.JournalDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make journal folder (JOURNAL_DIR=%s): %w", cfg.JournalDir, err)
+	}
 	var err error
 	if n.stores, err = openStores(ctx, cfg, log); err != nil {
 		return nil, err
@@ -113,9 +116,6 @@ func (n *node) buildRelay(ctx context.Context) error {
 	}
 	shipper := eventlog.NewShipper(n.events, eventlog.ShipperConfig{Registerer: n.reg, Logger: n.log})
 	var err error
-	if err := os.MkdirAll(n.cfg.JournalDir, 0o700); err != nil {
-		return fmt.Errorf("make journal folder (JOURNAL_DIR=%s): %w", n.cfg.JournalDir, err)
-	}
 	n.desk, err = desk.New(ctx, desk.Config{
 		Node: n.cfg.NodeName, Partitions: n.stores.log.Partitions, Journal: n.journalConfig(), Counters: n.counters,
 		Bank: bank{n.db}, Outbox: outbox{n.db}, Logger: n.log, Metrics: n.reg,
@@ -334,7 +334,9 @@ func (o outbox) MovedOutbox(ctx context.Context, keys []string) error {
 	return o.db.OutboxMoved(ctx, keys...)
 }
 
-var _ counters = (*hold.Redis)(nil)
-var _ counters = (*hold.Local)(nil)
+var (
+	_ counters = (*hold.Redis)(nil)
+	_ counters = (*hold.Local)(nil)
+)
 
 func dataPath(cfg *config, name string) string { return filepath.Join(cfg.DataDir, name) }

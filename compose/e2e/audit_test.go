@@ -165,6 +165,7 @@ func TestHandEditIsAdopted(t *testing.T) {
 	s := embedded(t)
 	s.env["SYNC_FREQUENCY"] = "1"
 	s.open()
+	s.addChannel("first", "upstream-key-1", nil)
 	u := s.addUser("idle", 5000, tokenLimit{quota: 700})
 	s.books.exec("UPDATE users SET quota = quota - 1234 WHERE id = ?", u.user)
 	s.books.exec("UPDATE tokens SET remain_quota = 99 WHERE id = ?", u.token)

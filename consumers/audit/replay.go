@@ -160,6 +160,9 @@ func (r *replayer) newEpoch(ctx context.Context, partition int) error {
 // read folds a range from the source.
 func (r *replayer) read(ctx context.Context, fold *ledger.Fold, partition int, s span) error {
 	if r.o.Source == FromUsage {
+		if err := r.usageReaches(ctx, partition, s.to); err != nil {
+			return err
+		}
 		rec := ledger.Record{Partition: partition}
 		err := r.Usage.Scan(ctx, partition, s.from, s.to, func(offset int64, value []byte) error {
 			rec.Offset, rec.Value = offset, value
@@ -189,6 +192,31 @@ func (r *replayer) read(ctx context.Context, fold *ledger.Fold, partition int, s
 		return fmt.Errorf("read the log: %w", err)
 	}
 	return nil
+}
+
+// usagePatience bounds the wait for a usage log that is behind the balances: it commonly is, by a second or two.
+const usagePatience = time.Minute
+
+// usageReaches waits until the usage log has what the balances have: a fold of less would take away what it lacks.
+func (r *replayer) usageReaches(ctx context.Context, partition int, offset int64) error {
+	for deadline := time.Now().Add(usagePatience); ; {
+		position, err := r.Usage.Position(ctx, partition)
+		if err != nil {
+			return fmt.Errorf("read the usage log's position: %w", err)
+		}
+		if position.Offset >= offset {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the usage log has the events below offset %d, the balances those below %d: replay when it has caught up, or with -source kafka",
+				position.Offset, offset)
+		}
+		select {
+		case <-time.After(pollEvery):
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the usage log: %w", ctx.Err())
+		}
+	}
 }
 
 // progressEvery is how many events lie between two calls of Progress.
