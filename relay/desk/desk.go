@@ -67,6 +67,8 @@ const (
 	beatEvery  = 3 * time.Second
 	sweepEvery = time.Minute
 	adoptEvery = 15 * time.Second
+	// shipRetry is the pause before a journal that could not be read is shipped again.
+	shipRetry = time.Second
 	// releaseBatch bounds the settles and voids in one pipeline.
 	releaseBatch = 512
 	// loadAttempts and loadPause bound how long one Reserve tries to load missing accounts (2 s): a consumer that needs
@@ -146,8 +148,9 @@ type book struct {
 	incarnation ledger.ID
 	journal     *journal.Journal
 	stopShip    context.CancelFunc
-	pending     atomic.Int64 // releases not yet taken by the counters (adopted books)
+	pending     atomic.Int64 // ended holds that the counters have not been told of
 	gone        atomic.Bool  // given up by the observer
+	closeAfter  time.Time    // of the duties: when closing it may be tried again
 }
 
 // New builds a desk and opens its own journal. It registers the new incarnation before it returns, so that no event of

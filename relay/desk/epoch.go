@@ -2,6 +2,7 @@ package desk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -21,12 +22,13 @@ func (d *Desk) look(ctx context.Context) error {
 		// Out of reach is not closed: requests fail at their own call, and nothing is re-asserted on a guess.
 		return fmt.Errorf("look at the epochs: %w", err)
 	}
+	var failed []error // one partition must not keep the others
 	for i := range states {
 		if err := d.follow(ctx, &states[i]); err != nil {
-			return fmt.Errorf("follow epoch of partition %d: %w", states[i].Partition, err)
+			failed = append(failed, fmt.Errorf("follow epoch of partition %d: %w", states[i].Partition, err))
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // follow brings the node's view of one partition up to what the counters say (DESIGN 7, epochs).

@@ -3,7 +3,7 @@ package desk
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	releaseRetries, cut, swept, recovered, damage, moved prometheus.Counter
+	releaseRetries, cut, swept, recovered, damage, moved, unmoved, shipFailures prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -21,6 +21,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		recovered:      counter("recovered_requests_total", "Requests of dead nodes that were closed from their journals."),
 		damage:         counter("journal_damage_total", "Damaged places found in adopted journals."),
 		moved:          counter("outbox_moved_total", "Outbox events moved into the journal."),
+		shipFailures:   counter("ship_failures_total", "Times that shipping a journal ended with an error and began again."),
+		unmoved:        counter("outbox_refused_total", "Outbox events that the journal refused; each attempt counts."),
 	}
 }
 

@@ -2,6 +2,7 @@ package desk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -60,30 +61,44 @@ func (d *Desk) runMover(ctx context.Context) {
 }
 
 // move journals a batch of outbox events and marks them moved once they are durable. A kill in between moves them
-// again: the unique key makes the second copy a no-op when it is applied.
+// again: the unique key makes the second copy a no-op when it is applied. A row that cannot be journaled as it is (a newer
+// version's, say) is passed over with an alarm and offered again; it must not keep the others (L6). It returns how many rows
+// there were.
 func (d *Desk) move(ctx context.Context) (int, error) {
 	rows, err := d.cfg.Outbox.PendingOutbox(ctx, moveBatch)
 	if err != nil {
 		return 0, fmt.Errorf("read outbox: %w", err)
 	}
-	if len(rows) == 0 {
-		return 0, nil
-	}
 	j := d.current().journal
-	keys := make([]string, len(rows))
+	keys := make([]string, 0, len(rows))
 	var last journal.Commit
+	var refused []error
 	for i := range rows {
-		keys[i] = rows[i].Key
-		if last, err = j.Event(&rows[i].Event); err != nil {
-			return 0, fmt.Errorf("journal outbox event %q: %w", rows[i].Key, err)
+		c, err := j.Event(&rows[i].Event)
+		if err != nil {
+			refused = append(refused, fmt.Errorf("journal outbox event %q: %w", rows[i].Key, err))
+			if closing(err) {
+				break
+			}
+			d.metrics.unmoved.Inc()
+			continue
 		}
+		keys, last = append(keys, rows[i].Key), c
 	}
-	if err := last.Wait(ctx); err != nil {
-		return 0, fmt.Errorf("make outbox events durable: %w", err)
+	if len(keys) > 0 {
+		// What was journaled before a refusal counts: left unmarked it would be journaled again and again.
+		if err := last.Wait(ctx); err != nil {
+			return 0, fmt.Errorf("make outbox events durable: %w", err)
+		}
+		if err := d.cfg.Outbox.MovedOutbox(ctx, keys); err != nil {
+			return 0, fmt.Errorf("mark outbox rows moved: %w", err)
+		}
+		d.metrics.moved.Add(float64(len(keys)))
 	}
-	if err := d.cfg.Outbox.MovedOutbox(ctx, keys); err != nil {
-		return 0, fmt.Errorf("mark outbox rows moved: %w", err)
-	}
-	d.metrics.moved.Add(float64(len(rows)))
-	return len(rows), nil
+	return len(rows), errors.Join(refused...)
+}
+
+// closing reports whether a journal takes no event at all for now, whichever it is.
+func closing(err error) bool {
+	return errors.Is(err, journal.ErrFull) || errors.Is(err, journal.ErrFailed) || errors.Is(err, journal.ErrClosed)
 }

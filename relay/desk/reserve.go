@@ -87,10 +87,7 @@ func (d *Desk) reserve(ctx context.Context, o *Order) (*Ticket, error) {
 		t.token = o.Token
 	}
 	if o.Free {
-		if err := d.enter(t, o, d.epochOf(p), 0); err != nil {
-			return nil, err
-		}
-		return t, nil
+		return t, d.enterFree(t, o)
 	}
 	v := &d.views[p]
 	v.mu.Lock()
@@ -107,11 +104,16 @@ func (d *Desk) reserve(ctx context.Context, o *Order) (*Ticket, error) {
 	return t, nil
 }
 
-func (d *Desk) epochOf(p int) uint64 {
-	v := &d.views[p]
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.epoch
+// enterFree books a ticket without a hold. It names no epoch: should it be charged after all (tool calls of a model that is free),
+// nothing of it ever was in the counters' settled, and nothing may be taken out of it.
+func (d *Desk) enterFree(t *Ticket, o *Order) error {
+	for {
+		err := d.enter(t, o, 0, 0)
+		if !errors.Is(err, errOtherEpoch) {
+			return err
+		}
+		t.book = d.current()
+	}
 }
 
 // ask calls the counters until they give an answer that holds in the epoch that is current when it arrives.
@@ -136,7 +138,7 @@ func (d *Desk) ask(ctx context.Context, t *Ticket, o *Order) error {
 		}
 		reply, err := d.cfg.Counters.Reserve(ctx, call)
 		if err != nil {
-			d.release(t, epoch, -1)
+			d.giveBack(t, epoch)
 			return fmt.Errorf("reserve hold: %w", err)
 		}
 		switch reply.Outcome {
@@ -145,7 +147,7 @@ func (d *Desk) ask(ctx context.Context, t *Ticket, o *Order) error {
 			if err == nil {
 				return nil
 			}
-			d.release(t, epoch, -1)
+			d.giveBack(t, epoch)
 			if !errors.Is(err, errOtherEpoch) {
 				return err
 			}
@@ -180,7 +182,7 @@ func (d *Desk) enter(t *Ticket, o *Order, epoch uint64, amount int64) error {
 	v := &d.views[t.partition]
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if !t.free && (v.epoch != epoch || !v.open || t.book != d.current()) {
+	if t.book != d.current() || !t.free && (v.epoch != epoch || !v.open) {
 		return errOtherEpoch
 	}
 	rec := o.Open

@@ -83,11 +83,27 @@ func (d *Desk) startShipping(b *book) {
 	ctx, stop := context.WithCancel(d.shipCtx)
 	b.stopShip = stop
 	d.mu.Unlock()
-	d.ships.Go(func() {
-		if err := d.cfg.Ship(ctx, b.journal); err != nil && ctx.Err() == nil {
-			d.log.Error("a journal is not shipped any more", "incarnation", b.incarnation, "error", err)
+	d.ships.Go(func() { d.shipBook(ctx, b) })
+}
+
+// shipBook ships a journal until it is retired or closed, or ctx ends. A disk that cannot be read for a moment (no file descriptor
+// left, say) must not end it: the journal would fill up, and this node would block every epoch that it has to report to.
+func (d *Desk) shipBook(ctx context.Context, b *book) {
+	complain := every{interval: 10 * time.Second}
+	for {
+		err := d.cfg.Ship(ctx, b.journal)
+		if err == nil || ctx.Err() != nil || errors.Is(err, journal.ErrClosed) {
+			return
 		}
-	})
+		d.metrics.shipFailures.Inc()
+		if complain.due(d.now()) {
+			d.log.Error("a journal cannot be shipped; it is tried again", "incarnation", b.incarnation, "error", err)
+		}
+		if !pause(ctx, shipRetry) {
+			return
+		}
+		b.journal.Rewind()
+	}
 }
 
 // adoptAll takes every journal of JOURNAL_DIR that nobody holds and closes its open requests, under its own incarnation
@@ -159,16 +175,21 @@ func (d *Desk) adopt(ctx context.Context, id ledger.ID) error {
 	return nil
 }
 
-// closeAdopted retires adopted journals that are settled and shipped, and drops what is left of their incarnations.
+// closeAdopted retires adopted journals that are settled and shipped, and drops what is left of their incarnations. One that
+// cannot be closed is tried again at the pace of adoption.
 func (d *Desk) closeAdopted(ctx context.Context) {
 	d.mu.Lock()
 	adopted := append([]*book(nil), d.adopted...)
 	d.mu.Unlock()
 	for _, b := range adopted {
-		if d.inUse(b) || b.pending.Load() > 0 || !b.shipped(d.cfg.Partitions) {
+		if !d.finished(b) || d.now().Before(b.closeAfter) {
 			continue
 		}
-		if err := d.closeBook(ctx, b); err != nil {
+		callCtx, cancel := context.WithTimeout(ctx, loadTimeout)
+		err := d.closeBook(callCtx, b)
+		cancel()
+		if err != nil {
+			b.closeAfter = d.now().Add(d.cfg.AdoptEvery)
 			d.log.Warn("an adopted journal could not be closed yet", "incarnation", b.incarnation, "error", err)
 			continue
 		}
@@ -199,13 +220,11 @@ func (d *Desk) inUse(b *book) bool {
 	return false
 }
 
-func (b *book) shipped(partitions int) bool {
-	for p := range partitions {
-		if b.journal.AckedThrough(p) < b.journal.LastSeq(p) {
-			return false
-		}
-	}
-	return true
+// finished reports whether a book is closed, settled and shipped: no request writes to it, the counters took the end of every hold, and
+// all of it is durable and in the log. Dropping an incarnation before that would void a hold whose charge the quota
+// consumer takes out of settled, and so give the charge back (L3).
+func (d *Desk) finished(b *book) bool {
+	return !d.inUse(b) && b.pending.Load() <= 0 && b.journal.Drained()
 }
 
 // closeBook ends an incarnation whose requests are all closed, shipped and settled. The order matters: first the
@@ -227,10 +246,11 @@ func (d *Desk) closeBook(ctx context.Context, b *book) error {
 	if err != nil {
 		return fmt.Errorf("close incarnation: %w", err)
 	}
-	b.stopShip()
+	// Shipping ends by itself with the journal; if that is busy after all, it has to go on.
 	if err := b.journal.Retire(); err != nil {
 		return fmt.Errorf("retire journal: %w", err)
 	}
+	b.stopShip()
 	return nil
 }
 
@@ -275,21 +295,7 @@ func (d *Desk) leave(ctx context.Context, drain time.Duration) error {
 
 // busy reports whether anything is left to do before the node's own incarnation can be closed.
 func (d *Desk) busy() bool {
-	own := d.current()
-	return d.open.Load() > 0 || len(d.releases) > 0 || !own.shipped(d.cfg.Partitions) || d.inUse(own) || d.waitingReleases()
-}
-
-func (d *Desk) waitingReleases() bool {
-	for p := range d.views {
-		v := &d.views[p]
-		v.mu.Lock()
-		n := len(v.waiting)
-		v.mu.Unlock()
-		if n > 0 {
-			return true
-		}
-	}
-	return false
+	return d.open.Load() > 0 || len(d.releases) > 0 || !d.finished(d.current())
 }
 
 func (d *Desk) closeFiles() {

@@ -218,24 +218,35 @@ func (t *Ticket) end(v *view) {
 	t.ended = true
 	delete(v.tickets, t.hold)
 	if !t.free {
-		v.waiting[t.hold] = struct{}{}
+		t.owe(v)
 	}
 	t.desk.open.Add(-1)
 }
 
+// owe notes, under the partition's lock, that the counters have to be told of the end of t's hold.
+func (t *Ticket) owe(v *view) {
+	v.waiting[t.hold] = struct{}{}
+	t.book.pending.Add(1)
+}
+
 func (t *Ticket) finish(epoch uint64, charge int64) {
 	if !t.free {
-		t.desk.release(t, epoch, charge)
+		t.desk.queueRelease(t, epoch, charge)
 	}
 }
 
-// release queues the end of a hold. The queue holds MaxOpen calls, as many as there can be open requests; if the
-// counters have been away for long and it is full, the caller waits: that is the back-pressure.
-func (d *Desk) release(t *Ticket, epoch uint64, charge int64) {
+// giveBack voids a hold that the counters may have and no request does.
+func (d *Desk) giveBack(t *Ticket, epoch uint64) {
 	v := &d.views[t.partition]
 	v.mu.Lock()
-	v.waiting[t.hold] = struct{}{}
+	t.owe(v)
 	v.mu.Unlock()
+	d.queueRelease(t, epoch, -1)
+}
+
+// queueRelease queues the end of a hold, which is owed. The queue holds MaxOpen calls, as many as there can be open requests;
+// if the counters have been away for long and it is full, the caller waits: that is the back-pressure.
+func (d *Desk) queueRelease(t *Ticket, epoch uint64, charge int64) {
 	d.releases <- ledger.ReleaseCall{
 		Hold: t.hold, Incarnation: t.book.incarnation, Partition: t.partition, Epoch: epoch, Charge: charge,
 	}
@@ -304,16 +315,12 @@ func (d *Desk) released(batch []ledger.ReleaseCall) {
 		delete(v.waiting, batch[i].Hold)
 		v.mu.Unlock()
 	}
-	d.mu.Lock()
-	adopted := d.adopted
-	d.mu.Unlock()
-	if len(adopted) == 0 {
-		return
-	}
+	books := d.books()
 	for i := range batch {
-		for _, b := range adopted {
+		for _, b := range books {
 			if b.incarnation == batch[i].Incarnation {
 				b.pending.Add(-1)
+				break
 			}
 		}
 	}
