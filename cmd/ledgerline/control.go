@@ -62,7 +62,7 @@ func (n *node) startControl(ctx context.Context) (stop func(), err error) {
 		return nil, fmt.Errorf("listen for commands: %w", err)
 	}
 	at := controlAddress{Address: ln.Addr().String(), Secret: rand.Text()}
-	text, err := json.Marshal(at)
+	text, err := json.Marshal(at) //nolint:gosec // the file is for the owner of the data folder alone
 	if err != nil {
 		panic("control: an address does not encode: " + err.Error())
 	}

@@ -128,7 +128,7 @@ func (n *node) start() {
 	env["DATA_DIR"], env["JOURNAL_DIR"] = filepath.Join(n.dir, "data"), filepath.Join(n.dir, "journal")
 	n.process = start(n.site.t, command{dir: n.dir, env: env})
 	const mark = "serves http://127.0.0.1:"
-	n.process.await(mark)
+	n.await(mark)
 	_, after, _ := strings.Cut(n.stdout.String(), mark)
 	digits, _, _ := strings.Cut(after, " ")
 	port, err := strconv.Atoi(digits)
