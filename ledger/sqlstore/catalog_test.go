@@ -42,6 +42,10 @@ func TestCatalogFollowsChanges(t *testing.T) {
 		must(t, err)
 		cid := value[int64](t)(s.CreateChannel(ctx, ChannelRow{Type: 1, Name: "c", Key: "k", Models: "a,b", Tag: "t"}))
 		old := value[int64](t)(s.CreateChannel(ctx, ChannelRow{Type: 1, Name: "old", Key: "k"}))
+		seen := value[int64](t)(s.LastChange(ctx))
+		_, err = s.EditChannel(ctx, cid, "", func(c *ChannelRow) error { c.Weight = 9; return nil })
+		must(t, err)
+		diff(t, "changes", value[[]Change](t)(s.Changes(ctx, seen, 10)), []Change{{Seq: seen + 1, Kind: ChangeChannel, ID: cid}})
 		must(t, s.SetOption(ctx, "RetryTimes", "3"))
 		must(t, s.SetOption(ctx, "RetryTimes", "4"))
 		_, _, err = s.EditUser(ctx, gone, func(e *UserEdit) error { e.Delete = true; return nil })
@@ -221,14 +225,18 @@ func TestSeveralKeys(t *testing.T) {
 			}
 			return value[ChannelInfo](t)(ParseChannelInfo(c.ChannelInfo)), c.Status
 		}
-		for _, step := range []struct{ key, status int }{{1, ChannelEnabled}, {1, ChannelEnabled}, {0, ChannelEnabled}, {2, ChannelAutoDisabled}} {
-			must(t, s.DisableChannel(ctx, cid, step.key, "reason "+strings.Repeat("!", step.key)))
+		for _, step := range []struct {
+			key    int
+			reason string
+			status int
+		}{{1, "one", ChannelEnabled}, {1, "again", ChannelEnabled}, {0, "two", ChannelEnabled}, {2, "three", ChannelAutoDisabled}} {
+			must(t, s.DisableChannel(ctx, cid, step.key, step.reason))
 			if _, status := read(); status != step.status {
 				t.Errorf("after key %d the status is %d", step.key, status)
 			}
 		}
 		got, _ := read()
-		diff(t, "reasons", got.Reason, map[string]string{"0": "reason ", "1": "reason !", "2": "reason !!"})
+		diff(t, "reasons", got.Reason, map[string]string{"0": "two", "1": "one", "2": "three"})
 		if !slices.Equal(slices.Sorted(maps.Keys(got.Status)), []string{"0", "1", "2"}) || got.Mode != "polling" || got.Size != 3 {
 			t.Errorf("info %+v", got)
 		}

@@ -24,6 +24,9 @@ func TestTokens(t *testing.T) {
 		if _, _, err := s.CreateToken(ctx, TokenRow{UserID: uid, Key: row.Key}, 0); !errors.Is(err, ErrExists) {
 			t.Errorf("a key twice: %v", err)
 		}
+		if _, _, err := s.CreateToken(ctx, TokenRow{UserID: uid, Name: "other"}, 10_000); err != nil { // its limit is on its way, too
+			t.Fatal(err)
+		}
 		// The limit set counts what is on its way, and what is used.
 		for _, limit := range []int64{800, 20, 300} {
 			v, _, err := s.EditToken(ctx, uid, row.ID, func(e *TokenEdit) error { e.Raise = limit - e.Remain; return nil })
@@ -68,9 +71,9 @@ func TestTokens(t *testing.T) {
 			f    TokenFilter
 			want int
 		}{
-			{TokenFilter{User: uid}, 2},
+			{TokenFilter{User: uid}, 3},
 			{TokenFilter{User: other}, 0},
-			{TokenFilter{}, 2},
+			{TokenFilter{}, 3},
 			{TokenFilter{User: uid, Keyword: "0%"}, 1},
 			{TokenFilter{User: uid, Keyword: "%"}, 1},
 			{TokenFilter{User: uid, Keyword: "_"}, 1},
@@ -100,7 +103,7 @@ func TestTokens(t *testing.T) {
 		if n := len(value[[]Change](t)(s.Changes(ctx, before, 10))); n != 2 {
 			t.Errorf("%d changes", n)
 		}
-		if n := value[int](t)(s.CountTokens(ctx, uid)); n != 0 {
+		if n := value[int](t)(s.CountTokens(ctx, uid)); n != 1 {
 			t.Errorf("%d keys are left", n)
 		}
 		l.add(id(5), usage(uid, row.ID, 0, 1))

@@ -130,6 +130,17 @@ func TestChangesAreFollowed(t *testing.T) {
 	if r.Has("vip", "a") || !r.Has("vip", "b") || !r.Has("default", "b") || r.Settings.RetryTimes != 7 {
 		t.Error("channels or options are not followed")
 	}
+	key := strings.Repeat("x", sqlstore.KeyLength)
+	check(t, s.store.Tx(ctx, func(tx *sqlstore.Tx) error {
+		_, err := tx.Exec(ctx, "UPDATE tokens SET `key` = ? WHERE id = ?", key, two.ID)
+		tx.Changed(sqlstore.ChangeToken, two.ID)
+		return err
+	}))
+	s.follow()
+	if old, _ := s.Token(two.Key); old != nil {
+		t.Error("a key that was replaced is still good")
+	}
+	two.Key = key
 	_, _, err = s.store.EditUser(ctx, uid, func(e *sqlstore.UserEdit) error { e.Delete = true; return nil })
 	check(t, err)
 	_, err = s.store.DeleteChannels(ctx, ch)
