@@ -73,8 +73,13 @@ func (tx *Tx) limitToken(ctx context.Context, user, token, delta int64) (string,
 		return "", err
 	}
 	key := businessKey(user, "limit", random)
+	request := by(ctx, "")
+	if actor, ok := ctx.Value(actorKey{}).(Actor); ok && actor.User == user {
+		request = actor.request(actor.Username)
+	}
 	_, err = tx.Outbox(ctx, ledger.Event{
-		Kind: ledger.KindTokenLimited, User: user, Token: token, Account: ledger.TokenAccount, Granted: delta, Request: by(ctx, ""),
+		Kind: ledger.KindTokenLimited, User: user, Token: token, Account: ledger.TokenAccount, Granted: delta, Request: request,
+		Note: fmt.Sprintf("limit of key %d changed by %d", token, delta),
 	}, key)
 	return key, err
 }

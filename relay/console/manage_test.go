@@ -242,6 +242,9 @@ func TestTokens(t *testing.T) {
 	if fmt.Sprint(row["auto_groups"]) != "[default]" || row["model_limits"] != "a,b" || row["model_limits_enabled"] != true {
 		t.Errorf("made %v", row)
 	}
+	if got := fmt.Sprint(s.root().must("GET", "/api/log/?type=3&username=carol", nil).items()); !strings.Contains(got, fmt.Sprintf("limit of key %d changed by 500", id)) {
+		t.Errorf("the log says %s", got)
+	}
 	// Another user's key is as one that is not there.
 	dave.refused(200, "", "GET", path, nil)
 	dave.refused(200, "", "DELETE", path, nil)
