@@ -95,8 +95,8 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request, label string) *ex
 
 // writeWithin bounds how long the following writes to the client may block. Not every connection has deadlines; then the
 // server's own bounds hold.
-func (x *exchange) writeWithin(d time.Duration) {
-	x.deadline = x.rc.SetWriteDeadline(time.Now().Add(d)) == nil
+func (x *exchange) writeWithin() {
+	x.deadline = x.rc.SetWriteDeadline(time.Now().Add(x.s.cfg.ClientTimeout)) == nil
 }
 
 // done writes the one wide record of the request.

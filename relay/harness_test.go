@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/labstack/echo/v4"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"ledgerline/ledger"
 	"ledgerline/ledger/eventlog"
@@ -199,6 +200,7 @@ type node struct {
 	relay   *relay.Server
 	http    *httptest.Server
 	failed  chan relay.ChannelFailure
+	metrics *prometheus.Registry
 	leave   func()     // tells the desk to end
 	ended   chan error // what it ended with
 	stop    func()     // cleanly, once
@@ -225,7 +227,7 @@ func (s *stack) start(change ...func(*nodeConfig)) *node {
 // launch starts a node.
 func (s *stack) launch(change ...func(*nodeConfig)) *node {
 	s.Helper()
-	n := &node{stack: s, failed: make(chan relay.ChannelFailure, 100)}
+	n := &node{stack: s, failed: make(chan relay.ChannelFailure, 100), metrics: prometheus.NewRegistry()}
 	n.catalog = catalog.New(s.db, time.Minute, s.log)
 	s.must(n.catalog.Load(s.Context()))
 	cfg := nodeConfig{
@@ -239,6 +241,7 @@ func (s *stack) launch(change ...func(*nodeConfig)) *node {
 		Node: "node", Partitions: partitions, Counters: cfg.counters, Bank: bank{s.db}, Outbox: outbox{s.db}, Ship: cfg.ship, Logger: s.log,
 		Journal:   journal.Config{FS: cfg.fs, Root: cfg.root, Partitions: partitions, Slots: 1024, Logger: s.log},
 		BeatEvery: 20 * time.Millisecond, SweepEvery: 20 * time.Millisecond, AdoptEvery: 20 * time.Millisecond,
+		Metrics: n.metrics,
 	}
 	cfg.desk(&dc)
 	var err error
@@ -247,6 +250,7 @@ func (s *stack) launch(change ...func(*nodeConfig)) *node {
 	up := upstream.New(upstream.Config{ConnectTimeout: time.Second, MaxIdlePerHost: 100})
 	rc := relay.Config{
 		Catalog: n.catalog, Desk: n.desk, Upstream: up, Logger: s.log, Node: "node", Version: "test", ForceUsage: true,
+		Metrics:       n.metrics,
 		ChannelFailed: func(f relay.ChannelFailure) { n.failed <- f },
 	}
 	cfg.relay(&rc)
@@ -285,6 +289,27 @@ func (s *stack) launch(change ...func(*nodeConfig)) *node {
 func (s *stack) ship() desk.Ship {
 	shipper := eventlog.NewShipper(s.events, eventlog.ShipperConfig{Spacing: -1, Logger: s.log})
 	return func(ctx context.Context, j *journal.Journal) error { return shipper.Ship(ctx, j) }
+}
+
+// metric returns the sum of a counter or gauge over its labels.
+func (n *node) metric(name string) (sum float64) {
+	n.Helper()
+	families, err := n.metrics.Gather()
+	n.must(err)
+	found := false
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		found = true
+		for _, m := range f.GetMetric() {
+			sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+		}
+	}
+	if !found {
+		n.Fatalf("there is no metric %s", name)
+	}
+	return sum
 }
 
 func (n *node) ready() {

@@ -44,7 +44,7 @@ func (x *exchange) plain(resp *http.Response) {
 	}
 	x.wrote = true
 	x.first = x.s.now()
-	x.writeWithin(clientPatience)
+	x.writeWithin()
 	h := x.w.Header()
 	contentType := resp.Header.Get("Content-Type")
 	if contentType == "" {

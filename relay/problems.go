@@ -125,7 +125,7 @@ func (x *exchange) fail(p *dialect.Problem) {
 	if x.retryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(x.retryAfter))
 	}
-	x.writeWithin(clientPatience)
+	x.writeWithin()
 	x.w.WriteHeader(p.Status)
 	_, _ = x.w.Write(body) // a client that left does not matter: nothing is owed
 	_ = x.rc.Flush()       // while the deadline stands

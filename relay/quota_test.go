@@ -63,6 +63,14 @@ func TestExactlyHundred(t *testing.T) {
 			t.Logf("%d times busy", busy.Load())
 		})
 	}
+	for _, name := range []string{"ledgerline_desk_swept_holds_total", "ledgerline_relay_excess_quota_total", "ledgerline_relay_in_flight"} {
+		if got := n.metric(name); got != 0 {
+			t.Errorf("%s is %g", name, got)
+		}
+	}
+	if got := n.metric("ledgerline_relay_charged_quota_total"); got != float64(n.charged()) {
+		t.Errorf("the metric of charges says %g, the log %d", got, n.charged())
+	}
 }
 
 // Near the limit a hold is partial: what is left after the counted prompt buys output, to the token.
@@ -393,5 +401,8 @@ func TestMoreThanTheHold(t *testing.T) {
 	}
 	if left := n.left(a.users, a.user); left != 1_000_000-ev.Charged {
 		t.Errorf("%d units are left", left)
+	}
+	if got := n.metric("ledgerline_relay_excess_quota_total"); got != float64(ev.Charged-ev.Hold.Amount) {
+		t.Errorf("the metric of excess says %g", got)
 	}
 }

@@ -47,8 +47,6 @@ const (
 	settleTimeout = 30 * time.Second
 	// plainTimeout bounds an answer in one piece, all tries together: its client may have gone long ago.
 	plainTimeout = 30 * time.Minute
-	// clientPatience is how long one write to a client may block before the client counts as gone.
-	clientPatience = time.Minute
 )
 
 // Config is what a Server is built from. Zero numbers take the defaults named.
@@ -67,6 +65,7 @@ type Config struct {
 	RelayTimeout     time.Duration // RELAY_TIMEOUT: the whole request, streams included; 0 = none
 	OutputSlice      int64         // MAX_OUTPUT_TOKENS_DEFAULT: output tokens held at once when the client named no bound; 4096
 	BodyTimeout      time.Duration // how long a client may take to send its body (slow loris); 2 min
+	ClientTimeout    time.Duration // how long one write to a client may block before the client counts as gone; 1 min
 	ForceUsage       bool          // FORCE_STREAM_OPTION
 	TrustedProxies   []netip.Prefix
 
@@ -110,6 +109,9 @@ func New(cfg Config) *Server {
 	}
 	if cfg.BodyTimeout == 0 {
 		cfg.BodyTimeout = 2 * time.Minute
+	}
+	if cfg.ClientTimeout == 0 {
+		cfg.ClientTimeout = time.Minute
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now

@@ -14,8 +14,6 @@ import (
 )
 
 const (
-	// deadlineEvery is how often a stream's write deadline is moved, so that moving it costs nothing per chunk.
-	deadlineEvery = clientPatience / 4
 	// maxHeld bounds what is kept back of a stream until its usage event is durable, in bytes: the finish of 128 choices,
 	// usage and [DONE] are far below.
 	maxHeld = 256 << 10
@@ -169,8 +167,8 @@ func (st *streaming) flush() {
 	chunks, size := st.meter.Content()
 	x.ticket.Progress(chunks, size)
 	if now := x.s.now(); now.After(st.nextDue) {
-		st.nextDue = now.Add(deadlineEvery)
-		x.writeWithin(clientPatience)
+		st.nextDue = now.Add(x.s.cfg.ClientTimeout / 4) // so that moving it costs nothing per chunk
+		x.writeWithin()
 	}
 	if _, err := x.w.Write(out); err != nil {
 		st.gone = true
@@ -281,7 +279,7 @@ func (st *streaming) send(out []byte) {
 	if !x.wrote {
 		x.beginStream()
 	}
-	x.writeWithin(clientPatience)
+	x.writeWithin()
 	if _, err := x.w.Write(out); err == nil {
 		_ = x.rc.Flush() // see above
 	}

@@ -212,31 +212,52 @@ func (d *Desk) sweep(ctx context.Context) error {
 	own := d.current()
 	for p := range d.views {
 		v := &d.views[p]
-		held, err := d.cfg.Counters.Holds(ctx, p, own.incarnation)
+		unknown, err := d.unknown(ctx, p, own.incarnation, nil)
+		if err == nil && len(unknown) > 0 {
+			// A request that ended while the list was on its way is in it and not in the books. What is listed again is really
+			// unknown: no hold comes back.
+			unknown, err = d.unknown(ctx, p, own.incarnation, unknown)
+		}
 		if err != nil {
 			return fmt.Errorf("sweep holds of partition %d: %w", p, err)
 		}
-		var unknown []ledger.ReleaseCall
-		v.mu.Lock()
-		for _, h := range held {
-			_, waits := v.waiting[h.Hold]
-			if _, known := v.tickets[h.Hold]; !known && !waits {
-				unknown = append(unknown, ledger.ReleaseCall{
-					Hold: h.Hold, Incarnation: own.incarnation, Partition: p, Epoch: v.epoch, Charge: -1,
-				})
-			}
-		}
-		v.mu.Unlock()
 		if len(unknown) == 0 {
 			continue
 		}
-		if err := d.cfg.Counters.Release(ctx, unknown); err != nil {
+		v.mu.Lock()
+		epoch := v.epoch
+		v.mu.Unlock()
+		calls := make([]ledger.ReleaseCall, 0, len(unknown))
+		for id := range unknown {
+			calls = append(calls, ledger.ReleaseCall{Hold: id, Incarnation: own.incarnation, Partition: p, Epoch: epoch, Charge: -1})
+		}
+		if err := d.cfg.Counters.Release(ctx, calls); err != nil {
 			return fmt.Errorf("void swept holds: %w", err)
 		}
-		d.metrics.swept.Add(float64(len(unknown)))
-		d.log.Warn("holds that nobody knew were voided", "partition", p, "holds", len(unknown))
+		d.metrics.swept.Add(float64(len(calls)))
+		d.log.Warn("holds that nobody knew were voided", "partition", p, "holds", len(calls))
 	}
 	return nil
+}
+
+// unknown lists the holds of an incarnation that the counters have and the books have not; if among is not nil, only
+// those in it.
+func (d *Desk) unknown(ctx context.Context, p int, incarnation ledger.ID, among map[ledger.ID]bool) (map[ledger.ID]bool, error) {
+	held, err := d.cfg.Counters.Holds(ctx, p, incarnation)
+	if err != nil {
+		return nil, fmt.Errorf("list holds: %w", err)
+	}
+	v := &d.views[p]
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	out := map[ledger.ID]bool{}
+	for _, h := range held {
+		_, waits := v.waiting[h.Hold]
+		if _, known := v.tickets[h.Hold]; !known && !waits && (among == nil || among[h.Hold]) {
+			out[h.Hold] = true
+		}
+	}
+	return out, nil
 }
 
 // every calls f at most once an interval, when due is passed the present time.

@@ -18,6 +18,8 @@ func (j *job) stream() {
 	if j.script.Early {
 		// Without it the server would read the body before the first byte leaves. A server that cannot is not early.
 		_ = rc.EnableFullDuplex() //nolint:errcheck // see above
+		// Nobody will read the rest, so nothing else can come over this connection.
+		h.Set("Connection", "close")
 	}
 	around := make([]pieces, j.choices)
 	for c := range around {
