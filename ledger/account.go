@@ -15,6 +15,20 @@ const (
 	ChannelAccount AccountKind = "channel"
 )
 
+// accountKinds lists the kinds; index is a kind's place in it.
+var accountKinds = [...]AccountKind{UserAccount, TokenAccount, ChannelAccount}
+
+func (k AccountKind) index() int {
+	switch k {
+	case UserAccount:
+		return 0
+	case TokenAccount:
+		return 1
+	default:
+		return 2
+	}
+}
+
 // Account names one account.
 type Account struct {
 	Kind AccountKind

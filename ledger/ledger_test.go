@@ -165,7 +165,7 @@ func TestFold(t *testing.T) {
 	if d := cmp.Diff([]bool{true, false, false, true, false, true, false}, counted); d != "" {
 		t.Errorf("what counted (-want +got):\n%s", d)
 	}
-	if d := cmp.Diff(Balance{Granted: 50, Charged: 14, Requests: 2}, f.Balances[Account{UserAccount, 7}]); d != "" {
+	if d := cmp.Diff(Balance{Granted: 50, Charged: 14, Requests: 2}, f.Balance(Account{UserAccount, 7})); d != "" {
 		t.Errorf("balance (-want +got):\n%s", d)
 	}
 }

@@ -114,7 +114,7 @@ func (r *replayer) partition(ctx context.Context, st sqlstore.PartitionState) er
 		if r.o.DryRun {
 			return r.dryRun(ctx, st.Partition, at, fold)
 		}
-		result, err := r.DB.ReplayPartition(ctx, sqlstore.ReplayCall{Partition: st.Partition, Offset: at, Balances: fold.Balances})
+		result, err := r.DB.ReplayPartition(ctx, sqlstore.ReplayCall{Partition: st.Partition, Offset: at, Balances: fold.Balances()})
 		if errors.Is(err, sqlstore.ErrFenced) {
 			// The partition went on: fold the rest, with what was dead-lettered since.
 			if st, err = r.DB.Partition(ctx, st.Partition); err != nil {
@@ -231,8 +231,8 @@ func (r *replayer) step(fold *ledger.Fold, rec *ledger.Record) {
 
 // dryRun compares the fold with the balances that are there now, if they still stand at its offset.
 func (r *replayer) dryRun(ctx context.Context, partition int, at int64, fold *ledger.Fold) error {
-	accounts := make([]ledger.Account, 0, len(fold.Balances))
-	for a := range fold.Balances {
+	accounts := make([]ledger.Account, 0, len(fold.Balances()))
+	for a := range fold.Balances() {
 		if a.Kind != ledger.ChannelAccount {
 			accounts = append(accounts, a)
 		}
@@ -254,7 +254,7 @@ func (r *replayer) dryRun(ctx context.Context, partition int, at int64, fold *le
 		}
 		for _, a := range accounts[:n] {
 			before := len(v.Differences) + v.More
-			v.differBalance("MySQL ledger_accounts", a, fold.Balances[a], balances[a])
+			v.differBalance("MySQL ledger_accounts", a, fold.Balances()[a], balances[a])
 			if len(v.Differences)+v.More > before {
 				r.report.Changed++
 			}

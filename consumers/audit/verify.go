@@ -141,7 +141,7 @@ func (a *auditor) log(ctx context.Context) error {
 		if err := a.fold(ctx, fold, p, span{first, a.snap.offsets[p]}); err != nil {
 			return err
 		}
-		for account, b := range fold.Balances {
+		for account, b := range fold.Balances() {
 			total[account] = total[account].Plus(b)
 		}
 		a.folds = append(a.folds, fold)
@@ -388,7 +388,7 @@ func (a *auditor) compareHot(ctx context.Context, partition int, accounts []ledg
 			}
 			at = to
 		}
-		want := fold.Balances[h.Account]
+		want := fold.Balances()[h.Account]
 		a.verdict.Hot++
 		a.verdict.differ("hot counters", h.Account, "granted", want.Granted, h.Granted)
 		a.verdict.differ("hot counters", h.Account, "charged", want.Charged, h.Charged)

@@ -282,7 +282,7 @@ func (r *rig) inStep(dead func(int, int64) ledger.DeadState, accounts ...ledger.
 		r.t.Errorf("the database is at %d, the counters at %d, the log ends at %d", offset, r.state().Done, r.log.end())
 	}
 	for _, a := range accounts {
-		want, hot := fold.Balances[a], r.hot(a)
+		want, hot := fold.Balance(a), r.hot(a)
 		if balances[a] != want {
 			r.t.Errorf("%s: the database has %+v, the log says %+v", a, balances[a], want)
 		}

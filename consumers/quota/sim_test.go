@@ -194,7 +194,7 @@ func (w *sim) fold(to int64) map[ledger.Account]ledger.Balance {
 	for i := range w.log.records[:to] {
 		fold.Apply(&w.log.records[i])
 	}
-	return fold.Balances
+	return fold.Balances()
 }
 
 // counters returns the state of the counters, and whether they are this server's.

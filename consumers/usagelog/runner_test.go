@@ -99,7 +99,7 @@ func testRunner(t *testing.T, cfg usagelog.Config, tune consumers.Config, gather
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(fold.Balances, got); diff != "" {
+	if diff := cmp.Diff(fold.Balances(), got); diff != "" {
 		t.Errorf("Totals (-want +got):\n%s", diff)
 	}
 	for p := range partitions {

@@ -55,7 +55,7 @@ func foldUsage(sources []*usageSource, from, to []int64) map[ledger.Account]ledg
 				}
 			}
 		}
-		return fold.Balances
+		return fold.Balances()
 	}
 	sums := below(to)
 	if from != nil {

@@ -66,7 +66,7 @@ func testUsageAdopt(t *testing.T, log UsageLog) {
 			want = append(want, string(r.Value))
 		}
 	}
-	if diff := cmp.Diff(fold.Balances, usageTotals(ctx, t, log, nil, []int64{11})); diff != "" {
+	if diff := cmp.Diff(fold.Balances(), usageTotals(ctx, t, log, nil, []int64{11})); diff != "" {
 		t.Errorf("Totals of both logs (-want +got):\n%s", diff)
 	}
 	checkUsageScan(ctx, t, log, second, 0, 11)

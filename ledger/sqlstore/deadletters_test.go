@@ -73,8 +73,8 @@ func TestDeadLettersAreIsolatedAndRedriven(t *testing.T) {
 		for i := range l.records {
 			fold.Apply(&l.records[i])
 		}
-		diff(t, "balances", balancesOf(t, s), fold.Balances)
-		if got := fold.Balances[ledger.Account{Kind: ledger.UserAccount, ID: u}].Charged; got != 19 {
+		diff(t, "balances", balancesOf(t, s), fold.Balances())
+		if got := fold.Balance(ledger.Account{Kind: ledger.UserAccount, ID: u}).Charged; got != 19 {
 			t.Errorf("charged %d, want 19", got)
 		}
 	})

@@ -254,7 +254,7 @@ func (w *editWorld) replay() error {
 	if err != nil {
 		return err
 	}
-	_, err = w.s.ReplayPartition(context.Background(), ReplayCall{l.partition, state.Offset, f.Balances})
+	_, err = w.s.ReplayPartition(context.Background(), ReplayCall{Partition: l.partition, Offset: state.Offset, Balances: f.Balances()})
 	return err
 }
 
@@ -396,7 +396,7 @@ func (w *editWorld) check() error {
 		if err != nil {
 			return err
 		}
-		for a, b := range f.Balances {
+		for a, b := range f.Balances() {
 			if b = want[a].Plus(b); b.IsZero() {
 				delete(want, a)
 			} else {

@@ -17,6 +17,9 @@ type ReplayCall struct {
 	// Balances holds every account that the partition's log touched. Accounts of the partition that are not in it are set to
 	// zero, so the fold must have begun at the beginning, or at a snapshot.
 	Balances map[ledger.Account]ledger.Balance
+	// Advance, if set, is asked for the balances at another offset than Offset, while the partition's row is locked: without it
+	// a partition that is flushed all the time could not be replayed. It may be asked again, for the same offset or a later one.
+	Advance func(ctx context.Context, offset int64) (map[ledger.Account]ledger.Balance, error)
 }
 
 // ReplayResult says what a replay changed.
@@ -30,7 +33,8 @@ type ReplayResult struct {
 
 // ReplayPartition writes folded balances in place, under the partition's lock and by the rule of DESIGN 9: first the
 // hand edits are adopted, then the balance is set, then the columns are written through. New API's counters are set to
-// what the account says. ErrFenced means that the partition went on meanwhile: fold the rest and call again.
+// what the account says. ErrFenced means that the partition went on meanwhile (or back), and there is no Advance to
+// follow it: fold the rest and call again.
 //
 // An account without a row (somebody emptied ledger_accounts) is made anew; what its column holds is then no edit, and
 // what was pending is what the outbox says.
@@ -49,8 +53,14 @@ func (tx *Tx) replay(ctx context.Context, call ReplayCall) (ReplayResult, error)
 	if err != nil {
 		return result, err
 	}
-	if offset != call.Offset {
+	switch {
+	case offset == call.Offset && call.Balances != nil:
+	case call.Advance == nil || offset < call.Offset:
 		return result, fmt.Errorf("%w: it is %d, the fold is at %d", ErrFenced, offset, call.Offset)
+	default:
+		if call.Balances, err = call.Advance(ctx, offset); err != nil {
+			return result, fmt.Errorf("fold to offset %d: %w", offset, err)
+		}
 	}
 	if _, err := tx.s.partitionCount(ctx, tx); err != nil {
 		return result, err

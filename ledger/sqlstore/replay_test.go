@@ -21,7 +21,7 @@ func replayed(t *testing.T, s *Store, l *logOf, from *Snapshot) (ReplayResult, e
 	for ; at < end; at++ {
 		fold.Apply(&l.records[at])
 	}
-	return s.ReplayPartition(t.Context(), ReplayCall{Partition: l.partition, Offset: end, Balances: fold.Balances})
+	return s.ReplayPartition(t.Context(), ReplayCall{Partition: l.partition, Offset: end, Balances: fold.Balances()})
 }
 
 func TestReplayRestoresEmptiedAndEditedProjections(t *testing.T) {

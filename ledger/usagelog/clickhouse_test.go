@@ -197,7 +197,7 @@ func TestClickHouseDies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(fold.Balances, got); diff != "" {
+	if diff := cmp.Diff(fold.Balances(), got); diff != "" {
 		t.Errorf("Totals (-want +got):\n%s", diff)
 	}
 }
