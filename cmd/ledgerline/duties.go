@@ -40,6 +40,9 @@ func (n *node) masterDuties(ctx context.Context) error {
 			if _, err := n.db.PruneChanges(ctx, time.Now().Add(-keepChanges)); err != nil {
 				return err
 			}
+			if _, err := n.db.PruneSessions(ctx); err != nil {
+				return err
+			}
 			return journal.Sweep(n.journalConfig())
 		})
 		return nil

@@ -70,13 +70,18 @@ func ParseStatusSet(s string) (set StatusSet, bad []string) {
 	return set, bad
 }
 
+// DefaultDisableKeywords are the phrases in an upstream's error that disable a channel where the operator named none, one a
+// line; New API's.
+const DefaultDisableKeywords = "Your credit balance is too low\nThis organization has been disabled.\nYou exceeded your current quota\n" +
+	"Permission denied\nThe security token included in the request is invalid\nOperation not allowed\nYour account is not authorized"
+
 // optionDefaults are New API's defaults of the options that the relay reads.
 var optionDefaults = map[string]string{
 	"RetryTimes":                     "0",
 	"AutomaticDisableChannelEnabled": "false",
 	"AutomaticDisableStatusCodes":    "401",
 	"AutomaticRetryStatusCodes":      "100-199,300-399,401-407,409-499,500-503,505-523,525-599",
-	"AutomaticDisableKeywords":       "",
+	"AutomaticDisableKeywords":       DefaultDisableKeywords,
 	"AutoGroups":                     `["default"]`,
 	"UserUsableGroups":               `{"default":"Default group","vip":"VIP group"}`,
 	"SelfUseModeEnabled":             "false",

@@ -15,7 +15,7 @@ import (
 
 // optionDefaults are New API's defaults of the options that this package reads or shows, beside the price options.
 var optionDefaults = map[string]string{
-	"About": "", "AutoGroups": `["default"]`, "AutomaticDisableChannelEnabled": "false", "AutomaticDisableKeywords": "",
+	"About": "", "AutoGroups": `["default"]`, "AutomaticDisableChannelEnabled": "false", "AutomaticDisableKeywords": catalog.DefaultDisableKeywords,
 	"AutomaticDisableStatusCodes": "401", "AutomaticEnableChannelEnabled": "false",
 	"AutomaticRetryStatusCodes": "100-199,300-399,401-407,409-499,500-503,505-523,525-599",
 	"ChannelDisableThreshold":   "5", "Chats": "[]", "DataExportDefaultTime": "hour", "DataExportEnabled": "true", "DataExportInterval": "5",
