@@ -66,7 +66,7 @@ func (c *clerk) look(ctx context.Context, p int) error {
 		if err != nil {
 			return err
 		}
-		_, err = c.s.counters.Begin(ctx, p, epoch, offset)
+		_, err = c.s.counters.Begin(ctx, p, epoch, offset, c.gone(ctx)...)
 		return err
 	case !st.Open && c.allReported(ctx, st):
 		_, end, err := c.s.events.Bounds(ctx, p)
@@ -83,12 +83,20 @@ func (c *clerk) look(ctx context.Context, p int) error {
 	return nil
 }
 
+// gone lists the incarnations that were given up.
+func (c *clerk) gone(ctx context.Context) (gone []ledger.ID) {
+	producers, _ := c.s.db.Producers(ctx) // none if the database is away
+	for _, p := range producers {
+		if p.State == sqlstore.ProducerGone {
+			gone = append(gone, p.ID)
+		}
+	}
+	return gone
+}
+
 // holdsGone reports whether the epoch names an incarnation that was given up.
 func (c *clerk) holdsGone(ctx context.Context, st *ledger.Counters) bool {
-	producers, err := c.s.db.Producers(ctx)
-	return err == nil && slices.ContainsFunc(producers, func(p sqlstore.Producer) bool {
-		return p.State == sqlstore.ProducerGone && slices.Contains(st.Members, p.ID)
-	})
+	return slices.ContainsFunc(c.gone(ctx), func(id ledger.ID) bool { return slices.Contains(st.Members, id) })
 }
 
 func (c *clerk) allReported(ctx context.Context, st *ledger.Counters) bool {

@@ -201,3 +201,62 @@ func TestShippingGoesOnAfterAFault(t *testing.T) {
 		t.Errorf("%d units are left", left)
 	}
 }
+
+// cutOff is a database that a node does not reach any more.
+type cutOff struct {
+	desk.Bank
+	cut atomic.Bool
+}
+
+func (b *cutOff) Heartbeat(ctx context.Context, ids []ledger.ID) ([]ledger.ID, error) {
+	if b.cut.Load() {
+		return nil, errors.New("no route to host")
+	}
+	return b.Bank.Heartbeat(ctx, ids)
+}
+
+// A node that loses the database and nothing else goes on serving, is given up at last, and does not know it. It must not keep the
+// others from serving; and when it has the database again, it goes on as a new incarnation.
+func TestGivenUpWithoutTheDatabase(t *testing.T) {
+	s := newStack(t, relaytest.Script{})
+	db := &cutOff{Bank: bank{s.db}}
+	lost := s.start(func(c *nodeConfig) { c.desk = func(dc *desk.Config) { dc.Bank = db } })
+	a := lost.account(1000, -1)
+	other := s.start()
+	ticket, err := lost.desk.Reserve(t.Context(), desk.Order{User: a.user, Min: 400, Want: 400})
+	lost.must(err)
+	before := lost.epoch(a.user)
+	db.cut.Store(true)
+	lost.giveUp(lost.incarnations()[0].ID)
+	lost.await("the end of its request", ticket.WasCut)
+	lost.must(ticket.Settle(t.Context(), lost.usage(a, "late", 10)))
+	other.await("an epoch without it", func() bool {
+		open, all := other.desk.Open()
+		return open == all && other.epoch(a.user) > before
+	})
+	epoch := other.epoch(a.user)
+	for range 20 {
+		ticket, err := other.desk.Reserve(t.Context(), desk.Order{User: a.user, Min: 10, Want: 10})
+		if err != nil {
+			t.Fatalf("the other node: %v", err)
+		}
+		ticket.Void()
+		if _, err := lost.desk.Reserve(t.Context(), desk.Order{User: a.user, Min: 1, Want: 1}); err == nil {
+			t.Fatal("a node that was given up took a hold")
+		}
+	}
+	if got := other.epoch(a.user); got != epoch {
+		t.Errorf("epoch %d, and then %d", epoch, got)
+	}
+	db.cut.Store(false)
+	lost.await("it to renew itself", func() bool {
+		ticket, err := lost.desk.Reserve(t.Context(), desk.Order{User: a.user, Min: 1, Want: 1})
+		if err == nil {
+			ticket.Void()
+		}
+		return err == nil
+	})
+	if left := lost.left(a.users, a.user); left != 990 {
+		t.Errorf("%d units are left", left)
+	}
+}

@@ -53,7 +53,7 @@ func (s *Sink) Look(ctx context.Context, partition int) error {
 		why = "they name an incarnation that was given up"
 	}
 	if why != "" {
-		return s.beginEpoch(ctx, &st, why)
+		return s.beginEpoch(ctx, &st, producers, why)
 	}
 	if !st.Open {
 		if err := s.tryOpen(ctx, w, &st); err != nil {
@@ -84,6 +84,9 @@ func (s *Sink) lost(ctx context.Context, st *ledger.Counters, my *sqlstore.Parti
 		return "they are missing", nil
 	case st.Foreign:
 		return "they were begun on another server", nil
+	case st.Epoch < my.Epoch:
+		// Whoever took the number died, or a zombie began an older epoch after the newer one was lost: no node follows back.
+		return "a later epoch was to begin", nil
 	case st.Done < my.Offset && st.Done < my.LastFrom:
 		// The database no longer says what it skipped below its last range.
 		return "they are further behind than the last flush", nil
@@ -114,13 +117,20 @@ func holdsGone(producers []incarnation, st *ledger.Counters) bool {
 	return false
 }
 
-// beginEpoch allocates a number and begins the epoch, empty, at the database's offset.
-func (s *Sink) beginEpoch(ctx context.Context, st *ledger.Counters, why string) error {
+// beginEpoch allocates a number and begins the epoch, empty, at the database's offset, and closed to those that were given up: one
+// that still reaches the counters but not the database cannot know, and would join every epoch that was begun to be rid of it.
+func (s *Sink) beginEpoch(ctx context.Context, st *ledger.Counters, producers []incarnation, why string) error {
 	epoch, offset, err := s.store.AllocateEpoch(ctx, st.Partition, st.Epoch)
 	if err != nil {
 		return fmt.Errorf("allocate epoch: %w", err)
 	}
-	begun, err := s.counters.Begin(ctx, st.Partition, epoch, offset)
+	var gone []ledger.ID
+	for i := range producers {
+		if producers[i].State == sqlstore.ProducerGone {
+			gone = append(gone, producers[i].ID)
+		}
+	}
+	begun, err := s.counters.Begin(ctx, st.Partition, epoch, offset, gone...)
 	if err != nil {
 		return fmt.Errorf("begin epoch %d: %w", epoch, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -166,6 +167,47 @@ func TestClosedAndGivenUpAreNotWaitedFor(t *testing.T) {
 			t.Fatal(ok, err)
 		}
 		r.openEpoch(live)
+	})
+}
+
+// A node that was given up and does not know it, because it reaches the counters and not the database, tries to join every epoch.
+// One epoch without it is enough.
+func TestGivenUpNodeThatDoesNotKnowIt(t *testing.T) {
+	onEngines(t, func(r *rig) {
+		lost, live := r.node(1), r.node(2)
+		r.openEpoch(lost, live)
+		if ok, err := r.store.GiveUp(t.Context(), lost.id, 0); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		r.clock.pass(time.Minute)
+		r.look(r.sink)
+		epoch := r.state().Epoch
+		for range 5 {
+			r.report(lost, live)
+			r.look(r.sink)
+		}
+		if st := r.state(); st.Epoch != epoch || !st.Open || slices.Contains(st.Members, lost.id) {
+			t.Errorf("epoch %d began without it, now there is %+v", epoch, st)
+		}
+	})
+}
+
+// A consumer that slept between taking a number and beginning its epoch begins it when the newer one was lost. Nodes that saw the
+// newer one do not go back: a higher one must follow.
+func TestOlderEpochDoesNotStay(t *testing.T) {
+	onEngines(t, func(r *rig) {
+		n := r.node(1)
+		slept, offset, err := r.store.AllocateEpoch(t.Context(), 0, 0)
+		must(t, err)
+		newer := r.openEpoch(n)
+		r.lose()
+		if ok, err := r.counters.Begin(t.Context(), 0, slept, offset); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		r.clock.pass(time.Minute)
+		if got := r.openEpoch(n); got <= newer {
+			t.Errorf("epoch %d after epoch %d", got, newer)
+		}
 	})
 }
 

@@ -37,7 +37,7 @@ type Store interface {
 // Counters is the hot side; *hold.Redis and *hold.Local satisfy it.
 type Counters interface {
 	State(ctx context.Context, partitions ...int) ([]ledger.Counters, error)
-	Begin(ctx context.Context, partition int, epoch uint64, offset int64) (bool, error)
+	Begin(ctx context.Context, partition int, epoch uint64, offset int64, gone ...ledger.ID) (bool, error)
 	OpenEpoch(ctx context.Context, partition int, epoch uint64, floor int64) (bool, error)
 	Apply(ctx context.Context, call ledger.ApplyCall) (ledger.ApplyReply, error)
 }

@@ -203,11 +203,11 @@ func (s *simCounters) State(ctx context.Context, partitions ...int) ([]ledger.Co
 	return st, s.c.after(err)
 }
 
-func (s *simCounters) Begin(ctx context.Context, partition int, epoch uint64, offset int64) (bool, error) {
+func (s *simCounters) Begin(ctx context.Context, partition int, epoch uint64, offset int64, gone ...ledger.ID) (bool, error) {
 	if err := s.c.before(); err != nil {
 		return false, err
 	}
-	ok, err := s.Local.Begin(ctx, partition, epoch, offset)
+	ok, err := s.Local.Begin(ctx, partition, epoch, offset, gone...)
 	s.c.w.tell("%s begins epoch %d at %d: %v", s.c.name, epoch, offset, ok)
 	if ok {
 		s.c.w.counts.begun++

@@ -50,9 +50,10 @@ type Membership interface {
 
 // Upkeep is what the quota consumer does, and who recovers a journal.
 type Upkeep interface {
-	// Begin starts a new epoch: empty, rebuilding, floor and done at offset, on the server that executes it. ok is false if the
-	// counters there, foreign or not, have this number or a higher one.
-	Begin(ctx context.Context, partition int, epoch uint64, offset int64) (ok bool, err error)
+	// Begin starts a new epoch: empty, rebuilding, floor and done at offset, on the server that executes it. The incarnations in
+	// gone, which were given up, are as good as dropped in it from the first moment: one that still lives and does not know
+	// cannot join. ok is false if the counters there, foreign or not, have this number or a higher one.
+	Begin(ctx context.Context, partition int, epoch uint64, offset int64, gone ...ledger.ID) (ok bool, err error)
 	// OpenEpoch raises the floor and opens the epoch. ok is false if it is not rebuilding.
 	OpenEpoch(ctx context.Context, partition int, epoch uint64, floor int64) (ok bool, err error)
 	// Apply adds sums if done is at From; see [ledger.ApplyReply]. Done is -1 where the counters are missing or foreign. The

@@ -58,7 +58,7 @@ func sortState(s *ledger.Counters) {
 func compareIDs(a, b ledger.ID) int { return bytes.Compare(a[:], b[:]) }
 
 // Begin implements [Upkeep].
-func (l *Local) Begin(_ context.Context, partition int, epoch uint64, offset int64) (bool, error) {
+func (l *Local) Begin(_ context.Context, partition int, epoch uint64, offset int64, gone ...ledger.ID) (bool, error) {
 	if err := checkBegin(partition, epoch, offset); err != nil {
 		return false, fmt.Errorf("begin epoch: %w", err)
 	}
@@ -72,6 +72,9 @@ func (l *Local) Begin(_ context.Context, partition int, epoch uint64, offset int
 		accounts:     map[ledger.Account]*account{},
 		incarnations: map[ledger.ID]incarnation{},
 		holds:        map[ledger.ID]map[ledger.ID]*openHold{},
+	}
+	for _, id := range gone {
+		p.incarnations[id] = incarnation{dropped: true}
 	}
 	return true, nil
 }

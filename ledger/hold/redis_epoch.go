@@ -70,11 +70,15 @@ func decodeState(partition int, reply []any) (ledger.Counters, error) {
 }
 
 // Begin implements [Upkeep].
-func (r *Redis) Begin(ctx context.Context, partition int, epoch uint64, offset int64) (bool, error) {
+func (r *Redis) Begin(ctx context.Context, partition int, epoch uint64, offset int64, gone ...ledger.ID) (bool, error) {
 	err := checkBegin(partition, epoch, offset)
 	if err == nil {
+		args := []any{epoch, offset}
+		for _, id := range gone {
+			args = append(args, id.String())
+		}
 		var ok bool
-		if ok, err = r.yes(ctx, beginScript, partition, epoch, offset); err == nil {
+		if ok, err = r.yes(ctx, beginScript, partition, args...); err == nil {
 			return ok, nil
 		}
 	}

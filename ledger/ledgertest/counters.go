@@ -28,7 +28,7 @@ type CounterAdmission interface {
 
 // CounterEpochs is what nodes and the quota consumer call.
 type CounterEpochs interface {
-	Begin(ctx context.Context, partition int, epoch uint64, offset int64) (bool, error)
+	Begin(ctx context.Context, partition int, epoch uint64, offset int64, gone ...ledger.ID) (bool, error)
 	OpenEpoch(ctx context.Context, partition int, epoch uint64, floor int64) (bool, error)
 	Reassert(ctx context.Context, partition int, epoch uint64, incarnation ledger.ID, holds []ledger.OpenHold) (bool, error)
 	Report(ctx context.Context, partition int, epoch uint64, incarnations ...ledger.ID) error
@@ -71,6 +71,7 @@ func CountersSuite(t *testing.T, create func(t *testing.T) Counters) {
 		{"apply takes 10,000 accounts", testApplyMany},
 		{"holds are re-asserted while rebuilding", testReassert},
 		{"a dropped incarnation leaves a tombstone", testDrop},
+		{"an incarnation that was given up cannot join", testBeginWithout},
 		{"balances are exact in all of int64", testExact},
 		{"all accounts and holds are listed", testAll},
 		{"calls that make no sense are errors", testNonsense},

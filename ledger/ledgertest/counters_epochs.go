@@ -194,6 +194,29 @@ func testDrop(t *counterTest) {
 	t.held(userU, 0, 0)
 }
 
+// testBeginWithout: one that was given up and does not know it keeps out of the epoch that was begun to be rid of it.
+func testBeginWithout(t *counterTest) {
+	t.start(50, 100, 100)
+	t.reserve(t.call(1, 10, 10), granted(10))
+	t.epoch++
+	ok, err := t.c.Begin(t.Context(), counterPartition, t.epoch, 60, incA)
+	t.must(err)
+	if !ok {
+		t.Fatal("the epoch did not begin")
+	}
+	t.reassert(false, t.openHold(1, 10))
+	s := t.state()
+	t.same("members", s.Members, []ledger.ID(nil))
+	t.same("tombstones", s.Dropped, []ledger.ID{incA})
+	t.open(60)
+	t.load(60, map[ledger.Account]ledger.Balance{userU: {Granted: 100}, tokenT: {Granted: 100}})
+	t.reserve(t.call(2, 1, 1), outcome(ledger.OutcomeGone))
+	other := t.call(3, 10, 10)
+	other.Incarnation = incB
+	t.reserve(other, granted(10))
+	t.held(userU, 10, 1)
+}
+
 func testExact(t *counterTest) {
 	const big, maxUnits = int64(1) << 62, int64(1)<<53 - 1
 	t.start(0, big+3, -big-5)
