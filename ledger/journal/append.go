@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ledgerline/ledger"
@@ -26,6 +27,7 @@ func (c Commit) Wait(ctx context.Context) error {
 		return c.b.err
 	default:
 	}
+	c.b.urge()
 	select {
 	case <-c.b.done:
 		return c.b.err
@@ -39,6 +41,7 @@ func (c Commit) Done() <-chan struct{} {
 	if c.b == nil {
 		return nil
 	}
+	c.b.urge()
 	return c.b.done
 }
 
@@ -47,6 +50,7 @@ func (c Commit) Err() error {
 	if c.b == nil {
 		return errNoCommit
 	}
+	c.b.urge()
 	<-c.b.done
 	return c.b.err
 }
@@ -61,6 +65,24 @@ type batch struct {
 	seq    uint64 // highest given out up to its end
 	done   chan struct{}
 	err    error // set before done is closed
+
+	urgent atomic.Bool     // somebody waits for it, or it is being written
+	wake   chan<- struct{} // the writer's
+}
+
+// urge has the batch written now, if it is not under way.
+func (b *batch) urge() {
+	if !b.urgent.Swap(true) {
+		poke(b.wake)
+	}
+}
+
+// poke wakes who listens on c, now or when it next does.
+func poke(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }
 
 // part is the stretch of a batch that goes to one segment.
@@ -306,7 +328,7 @@ func (j *Journal) room(n int64) error {
 	return nil
 }
 
-// put appends one record to the pending batch, and wakes the writer. It is the only place that gives a record its place.
+// put appends one record to the pending batch, and wakes the writer, for an open or a void after a while. It is the only place that gives a record its place.
 func (j *Journal) put(r *record) (b *batch, seg *segment, n int64) {
 	seg = j.segs[len(j.segs)-1]
 	size := int64(frameHeader + r.size())
@@ -321,12 +343,14 @@ func (j *Journal) put(r *record) (b *batch, seg *segment, n int64) {
 	}
 	b = j.pending
 	if b == nil {
-		b = &batch{done: make(chan struct{})}
+		b = &batch{done: make(chan struct{}), wake: j.wake}
 		j.pending = b
-		select {
-		case j.wake <- struct{}{}:
-		default:
+		if r.Kind != kindEvent {
+			poke(j.linger)
 		}
+	}
+	if r.Kind == kindEvent { // an answer, or the log, waits for it
+		b.urge()
 	}
 	k := len(b.parts) - 1
 	if k < 0 || b.parts[k].seg != seg {

@@ -37,7 +37,7 @@ func (j *Journal) collect() {
 			if done {
 				break
 			}
-			j.flush()
+			j.flush(true)
 			continue
 		}
 		away := segment{index: seg.index, size: seg.size, damaged: seg.damaged}

@@ -23,6 +23,7 @@ type Journal struct {
 	lock io.Closer
 
 	wake    chan struct{} // for the writer: something to write, to collect
+	linger  chan struct{} // for the writer: something to write before long
 	avail   chan struct{} // for Next: something to hand out
 	stop    chan struct{} // closed by Close
 	stopped chan struct{} // closed by the writer when it has ended
@@ -172,7 +173,7 @@ func newJournal(cfg Config, id ledger.ID, dir string, lock io.Closer) *Journal {
 	return &Journal{
 		cfg: cfg, id: id, dir: dir, lock: lock,
 		log:  cfg.Logger.With("incarnation", id.String()),
-		wake: make(chan struct{}, 1), avail: make(chan struct{}, 1), stop: make(chan struct{}),
+		wake: make(chan struct{}, 1), linger: make(chan struct{}, 1), avail: make(chan struct{}, 1), stop: make(chan struct{}),
 		stopped: make(chan struct{}), failing: make(chan struct{}),
 		last: make([]uint64, cfg.Partitions), ships: make([]uint64, cfg.Partitions),
 		opens: map[ledger.ID]*openState{}, ship: newShipping(cfg.Partitions),

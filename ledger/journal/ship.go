@@ -232,10 +232,7 @@ func (j *Journal) Acked(partition int, seq uint64) {
 	}
 	j.tell()
 	if j.collectable(j.segs[0]) {
-		select {
-		case j.wake <- struct{}{}:
-		default:
-		}
+		poke(j.wake)
 	}
 }
 

@@ -26,6 +26,11 @@ func (w *writer) close() error {
 	return err
 }
 
+// lingerFor is how long an open or a void waits for company if nobody asks for it: the fsync of the event that comes soon
+// after, its own or another's, makes it durable too. It is a fraction of what an upstream takes to answer, so the first byte of
+// an answer need not wait for it (L1).
+const lingerFor = 2 * time.Millisecond
+
 // collectEvery is how often an idle journal looks for kept segments that have expired.
 const collectEvery = time.Minute
 
@@ -34,32 +39,42 @@ func (j *Journal) run() {
 	defer close(j.stopped)
 	ticker := time.NewTicker(collectEvery)
 	defer ticker.Stop()
+	linger := time.NewTimer(lingerFor)
+	defer linger.Stop()
 	for {
+		all := false
 		select {
 		case <-j.wake:
+		case <-j.linger:
+			linger.Reset(lingerFor)
+			continue
+		case <-linger.C:
+			all = true
 		case <-ticker.C:
 		case <-j.stop:
-			j.flush()
+			j.flush(true)
 			return
 		}
-		j.flush()
+		j.flush(all)
 		j.collect()
 	}
 }
 
-// flush writes until nothing is pending.
-func (j *Journal) flush() {
+// flush writes what is urgent, or all, until nothing of it is pending.
+func (j *Journal) flush(all bool) {
 	for {
 		j.mu.Lock()
 		b := j.pending
-		if j.failed != nil {
-			b = nil // fail has ended it
+		if b != nil && (j.failed != nil || !all && !b.urgent.Load()) {
+			b = nil // fail has ended it, or it lingers
+		} else {
+			j.pending, j.writing = nil, b
 		}
-		j.pending, j.writing = nil, b
 		j.mu.Unlock()
 		if b == nil {
 			return
 		}
+		b.urgent.Store(true)
 		start := time.Now()
 		if err := j.writer.write(j, b); err != nil {
 			j.abandon(b, err)
