@@ -311,7 +311,8 @@ func (f *follower) compareOnce(ctx context.Context, position Position) error {
 		return f.foreign(err)
 	case err != nil:
 		return err
-	case record.Err == nil && record.Event.ID != position.LastEvent, record.Err != nil && !errors.Is(record.Err, ledger.ErrNewer):
+	case errors.Is(record.Err, ledger.ErrNewer): // an older binary than the one that applied it stops there by itself
+	case record.Event.ID != position.LastEvent: // a dead letter may have an identity, too, and be the last there is
 		return f.foreign(fmt.Errorf("record %d is event %s, but event %s was applied from there", position.LastOffset, record.Event.ID, position.LastEvent))
 	}
 	return nil

@@ -215,11 +215,13 @@ func (s *store) commit(partition int, from, to int64, records []ledger.Record) e
 		if r.Offset < from || r.Offset >= to {
 			return fmt.Errorf("record %d outside [%d, %d)", r.Offset, from, to)
 		}
+		if !r.Event.ID.IsZero() { // as sqlstore does: what cannot be applied may have an identity all the same
+			p.LastEvent, p.LastOffset = r.Event.ID, r.Offset
+		}
 		if r.Err != nil {
 			s.dead[partition] = append(s.dead[partition], r.Offset)
 			continue
 		}
-		p.LastEvent, p.LastOffset = r.Event.ID, r.Offset
 		s.applied[partition] = append(s.applied[partition], r.Offset)
 	}
 	s.positions[partition] = p

@@ -1,6 +1,7 @@
 package consumers_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -223,6 +224,28 @@ func TestDamagedRecordsReachTheSinkAsDeadLetters(t *testing.T) {
 		if len(sink.applied[0]) != 1 {
 			t.Errorf("applied %v, want one record", sink.applied[0])
 		}
+	})
+}
+
+// A dead letter that has an identity may be the last record applied: it is found again, and the partition goes on.
+func TestGoesOnBehindADeadLetter(t *testing.T) {
+	onEveryLog(t, 1, func(t *testing.T, log *testLog) {
+		poison := log.event(0, nil)
+		poison = bytes.Replace(poison, []byte(`"user":`), []byte(`"user":-`), 1)
+		if e, err := ledger.Decode(poison); err == nil || e.ID.IsZero() {
+			t.Fatalf("%s decodes: %v", poison, err)
+		}
+		log.write(0, log.event(0, nil), poison)
+		sink := &memorySink{store: newStore()}
+		_, halt := log.start(sink, nil)
+		sink.waitAt(t, 1, 2)
+		halt()
+		if got := sink.positions[0]; got.LastOffset != 1 {
+			t.Fatalf("position %+v, want the dead letter's", got)
+		}
+		log.start(sink, nil)
+		log.write(0, log.event(0, nil))
+		sink.waitAt(t, 1, 3)
 	})
 }
 
