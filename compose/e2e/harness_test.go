@@ -139,6 +139,11 @@ func start(t testing.TB, c command) *process {
 	}()
 	t.Cleanup(func() {
 		p.kill()
+		for _, sign := range []string{"WARNING: DATA RACE", "panic: ", "panic serving", "fatal error: "} {
+			if i := strings.Index(p.stderr.String(), sign); i >= 0 {
+				t.Errorf("ledgerline %s: %s", strings.Join(c.args, " "), p.stderr.String()[i:])
+			}
+		}
 		if t.Failed() {
 			t.Logf("ledgerline %s, standard output:\n%s\nstandard error:\n%s", strings.Join(c.args, " "), tail(p.stdout.String()), tail(p.stderr.String()))
 		}

@@ -87,6 +87,16 @@ func TestEnginesThatComeLate(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 
+	for _, away := range []struct{ name, value string }{
+		{"KAFKA_BROKERS", "127.0.0.1:1"}, {"LOG_SQL_DSN", "http://127.0.0.1:1/logs"},
+	} {
+		p := start(t, command{env: s.environment(map[string]string{"PORT": "0", away.name: away.value, "KAFKA_TOPIC": ledgertest.UniqueName("away"), "SQL_DSN": ledgertest.MySQL(t)})})
+		if err := p.stderr.await(t.Context(), "for="+away.name); err != nil {
+			t.Fatal(err)
+		}
+		p.terminate() // it must not wait on
+	}
+
 	wrong := s.environment(map[string]string{"PORT": "0", "SQL_DSN": strings.Replace(dsn, "/ll_", "/no_", 1)})
 	oneLine(t, run(t, command{env: wrong}), "SQL_DSN", "Unknown database")
 }
