@@ -21,6 +21,26 @@ func (e *Event) Encode(dst []byte) ([]byte, error) {
 	return c.out, nil
 }
 
+// Append appends the canonical JSON of r to dst, as it stands in an event.
+func (r *Request) Append(dst []byte) []byte {
+	c := codec{out: dst}
+	c.request(r)
+	return c.out
+}
+
+// Append appends the canonical JSON of r to dst, as it stands in an event.
+func (r *Rating) Append(dst []byte) ([]byte, error) {
+	c := codec{out: dst}
+	c.rating(r)
+	if c.err != nil {
+		return nil, fmt.Errorf("encode rating: %w", c.err)
+	}
+	return c.out, nil
+}
+
+// AppendString appends s as a JSON string in canonical form: as encoding/json writes it without HTML escaping.
+func AppendString(dst []byte, s string) []byte { return appendString(dst, s) }
+
 // codec writes or reads the canonical form. Both directions walk the same list of fields, so they cannot drift apart; a test that
 // fills every field by reflection keeps the list complete. Reading takes only what Encode writes, some ten times faster than
 // encoding/json, which is asked about everything else; so strictness here costs time only.

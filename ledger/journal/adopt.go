@@ -86,6 +86,19 @@ func Adoptable(cfg Config) ([]ledger.ID, error) {
 	return free, nil
 }
 
+// Retired reports whether the directory of an incarnation is kept for Reship only: all of it is in the log and settled.
+func Retired(cfg Config, incarnation ledger.ID) (bool, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return false, err
+	}
+	names, err := cfg.FS.List(filepath.Join(cfg.Root, incarnation.String()))
+	if err != nil {
+		return false, fmt.Errorf("look at journal %s: %w", incarnation, err)
+	}
+	return slices.Contains(names, retiredName), nil
+}
+
 // Adopt locks the directory of a dead incarnation, reads it, and goes on as that incarnation, continuing its sequence. It
 // appends nothing: a crash at any point leaves a directory from which the next Adopt finds the same. Errors: ErrLocked,
 // ErrRetired, ErrNewer, fs.ErrNotExist.
@@ -135,6 +148,7 @@ func (j *Journal) adopt() (Recovered, error) {
 		return Recovered{}, err
 	}
 	r.resume()
+	j.recovering = j.cfg.AwaitReleases
 	if err := j.begin(j.dir, max(indexes[len(indexes)-1], r.mark.Segment)+1); err != nil {
 		return Recovered{}, err
 	}

@@ -12,7 +12,10 @@ import (
 )
 
 // Commit is the promise that a record becomes durable. It is a small value; the zero Commit promises nothing.
-type Commit struct{ b *batch }
+type Commit struct {
+	b    *batch
+	ends *segment // holds the end of a hold that the counters have not taken; nil: nothing to wait for
+}
 
 var errNoCommit = errors.New("wait for a commit that never was")
 
@@ -119,9 +122,12 @@ var eventBuffers = sync.Pool{New: func() any { return new([]byte) }}
 // Open records that a hold was reserved and its request goes on; its slot is bound when Open returns. The record must be
 // durable before the first byte of the response is sent (L1). ErrFull: refuse the request.
 func (j *Journal) Open(rec *OpenRecord) (Commit, error) {
-	enc := openEncoders.Get().(*openEncoder)
-	defer openEncoders.Put(enc)
-	payload, err := enc.encode(rec)
+	buf := openBuffers.Get().(*[]byte)
+	defer openBuffers.Put(buf)
+	payload, err := rec.appendJSON((*buf)[:0])
+	if err == nil {
+		*buf = payload[:0]
+	}
 	switch {
 	case err != nil:
 	case rec.Hold.IsZero() || rec.User <= 0 || rec.Amount < 0:
@@ -153,7 +159,7 @@ func (j *Journal) Open(rec *OpenRecord) (Commit, error) {
 		Amount: rec.Amount, Token: rec.Token, TokenHeld: rec.TokenHeld, Payload: append(o.rec.Payload[:0], payload...),
 	}
 	j.opens[rec.Hold] = o
-	return Commit{j.putOpen(o)}, nil
+	return Commit{b: j.putOpen(o)}, nil
 }
 
 // Reopen records that an open hold was re-asserted into a newer epoch (DESIGN 7) with amount units. ErrNotOpen if it has been
@@ -169,7 +175,7 @@ func (j *Journal) Reopen(hold ledger.ID, epoch uint64, amount int64) (Commit, er
 	o.rec.Epoch, o.rec.Amount = epoch, amount
 	b := j.putOpen(o)
 	b.moves = append(b.moves, old)
-	return Commit{b}, nil
+	return Commit{b: b}, nil
 }
 
 // putOpen appends o's open record and makes it the one that stands for o.
@@ -251,12 +257,13 @@ func (j *Journal) putEvent(r *record, ev *ledger.Event) (c Commit, again bool, e
 		}
 	}
 	r.At = time.Now().UnixMilli()
-	b, _, _ := j.put(r)
+	b, seg, _ := j.put(r)
 	ev.Seq, ev.Prev = r.Seq, r.Prev
+	c = Commit{b: b}
 	if o != nil {
-		j.closeHold(o, b)
+		c.ends = j.closeHold(o, b, seg)
 	}
-	return Commit{b}, false, nil
+	return c, false, nil
 }
 
 // Void records that an open hold owes nothing. It returns the epoch of the hold's last open record, for the counters.
@@ -268,9 +275,8 @@ func (j *Journal) Void(hold ledger.ID) (epoch uint64, c Commit, err error) {
 		return 0, Commit{}, fmt.Errorf("void hold: %w", err)
 	}
 	r := record{Kind: kindVoid, Hold: hold, Epoch: o.rec.Epoch, User: o.rec.User, At: time.Now().UnixMilli()}
-	b, _, _ := j.put(&r)
-	j.closeHold(o, b)
-	return r.Epoch, Commit{b}, nil
+	b, seg, _ := j.put(&r)
+	return r.Epoch, Commit{b: b, ends: j.closeHold(o, b, seg)}, nil
 }
 
 // openHold returns the state of an open hold, with mu held.
@@ -285,11 +291,43 @@ func (j *Journal) openHold(hold ledger.ID) (*openState, error) {
 	return o, nil
 }
 
-// closeHold ends o with the record just put into b. The slot and the open record are given up only when b is durable.
-func (j *Journal) closeHold(o *openState, b *batch) {
+// closeHold ends o with the record just put into b and seg. The slot and the open record are given up only when b is durable. It
+// returns seg if it has to stay until the end is released.
+func (j *Journal) closeHold(o *openState, b *batch, seg *segment) *segment {
 	delete(j.opens, o.rec.Hold)
 	o.end()
 	b.moves = append(b.moves, move{state: o, seg: o.seg, bytes: o.bytes, closed: true})
+	if !j.cfg.AwaitReleases || j.recovering {
+		return nil
+	}
+	seg.unreleased++
+	return seg
+}
+
+// Released says, under Config.AwaitReleases, that the counters have taken the ends of the holds that these Settles and Voids recorded:
+// once for each commit. Until then their segments stay, so that a recovery finds the ends and repeats them: an incarnation whose
+// hold is dropped in the place of being settled gives the charge back (L3).
+func (j *Journal) Released(commits ...Commit) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, c := range commits {
+		if c.ends != nil {
+			c.ends.unreleased--
+		}
+	}
+	if j.collectable(j.segs[0]) {
+		poke(j.wake)
+	}
+}
+
+// ReleasedRecovered says the same of everything that Adopt found or that was settled since: of an adopted journal nothing goes before.
+func (j *Journal) ReleasedRecovered() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.recovering = false
+	if j.collectable(j.segs[0]) {
+		poke(j.wake)
+	}
 }
 
 func (o *openState) end() {

@@ -64,6 +64,10 @@ type Config struct {
 	Keep      time.Duration // JOURNAL_KEEP: how long shipped segments stay for reship; 0: not at all
 	KeepBytes int64         // kept segments above it go before Keep has passed; 4 GiB
 
+	// AwaitReleases keeps a segment until the counters took the end of every hold that ends in it; the owner says so with
+	// Released and, of an adopted journal, ReleasedRecovered.
+	AwaitReleases bool
+
 	Logger *slog.Logger // nil: discard
 }
 

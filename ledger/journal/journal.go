@@ -45,6 +45,7 @@ type Journal struct {
 
 	// Appending: what is open, and what waits for the disk.
 	opens      map[ledger.ID]*openState
+	recovering bool         // adopted, and the counters have not taken all that was found
 	free       []uint32     // free slots
 	spare      []*openState // closed ones, for their buffers
 	pending    *batch       // being gathered
@@ -71,8 +72,10 @@ type segment struct {
 	last      []uint64 // by partition: highest event in it; 0: none
 	opens     int      // open records in it that are some hold's latest
 	openBytes int64    // their frames
-	damaged   bool
-	before    segmentHeader // what its header says
+	// unreleased counts the ends of holds in it that the counters have not taken (Config.AwaitReleases).
+	unreleased int
+	damaged    bool
+	before     segmentHeader // what its header says
 }
 
 // openState is one open hold: its latest open record, to be copied forward and reopened.

@@ -1,9 +1,9 @@
 package journal
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -14,8 +14,7 @@ import (
 const maxOpenBytes = 64 << 10
 
 // OpenRecord is what recovery must know of a request whose node died: enough to price it and to bill it. The fields marked "-"
-// are stored in the binary part of the record, the others as JSON, so that a field added here or in Request and Rating is
-// kept by itself.
+// are stored in the binary part of the record, the others as JSON, so that older records can be read when a field is added.
 type OpenRecord struct {
 	Hold      ledger.ID `json:"-"`
 	Epoch     uint64    `json:"-"` // counter epoch the hold lives in, as last reopened
@@ -31,30 +30,34 @@ type OpenRecord struct {
 	Rating       ledger.Rating  `json:"rating"`
 }
 
-// openEncoder keeps a buffer and the encoder that writes to it.
-type openEncoder struct {
-	buf bytes.Buffer
-	enc *json.Encoder
-}
+// openBuffers holds buffers for open records, which are encoded before the append lock is taken.
+var openBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
-var openEncoders = sync.Pool{New: func() any {
-	e := &openEncoder{}
-	e.enc = json.NewEncoder(&e.buf)
-	e.enc.SetEscapeHTML(false)
-	return e
-}}
-
-// encode returns the JSON part, valid until the encoder is put back.
-func (e *openEncoder) encode(rec *OpenRecord) ([]byte, error) {
-	e.buf.Reset()
-	if err := e.enc.Encode(rec); err != nil {
+// appendJSON appends the JSON part: what encoding/json would write, without HTML escaping. It is written by hand because it
+// runs for every request; a test fills every field, so that none is forgotten.
+func (rec *OpenRecord) appendJSON(dst []byte) ([]byte, error) {
+	begun := len(dst)
+	number := func(key string, n int64) {
+		if n != 0 {
+			dst = strconv.AppendInt(append(dst, key...), n, 10)
+		}
+	}
+	number(`,"time":`, rec.Time)
+	if rec.Node != "" {
+		dst = ledger.AppendString(append(dst, `,"node":`...), rec.Node)
+	}
+	number(`,"prompt_tokens":`, rec.PromptTokens)
+	dst = rec.Request.Append(append(dst, `,"request":`...))
+	dst, err := rec.Rating.Append(append(dst, `,"rating":`...))
+	if err != nil {
 		return nil, fmt.Errorf("encode open record: %w", err)
 	}
-	b := e.buf.Bytes()
-	if len(b) > maxOpenBytes {
-		return nil, fmt.Errorf("encode open record of %d bytes: %w", len(b), ErrTooLarge)
+	dst[begun] = '{'
+	dst = append(dst, '}')
+	if len(dst)-begun > maxOpenBytes {
+		return nil, fmt.Errorf("encode open record of %d bytes: %w", len(dst)-begun, ErrTooLarge)
 	}
-	return b[:len(b)-1], nil // the encoder's newline
+	return dst, nil
 }
 
 // open rebuilds the OpenRecord of an open record.
