@@ -77,6 +77,7 @@ func demoCommand(ctx context.Context, args []string, getenv func(string) string,
 	if err == nil && !o.once {
 		fmt.Fprintln(stdout, "\nServing until Ctrl-C.")
 		<-ctx.Done()
+		fmt.Fprintln(stdout, "\nStopping. The demo's data goes with it.")
 	}
 	stop()
 	err = errors.Join(err, <-ended)
@@ -171,7 +172,9 @@ func (d *demo) show(ctx context.Context) (ok bool, err error) {
 	} else {
 		fmt.Fprintln(d.out, "\nEvery bill equals what the mock upstream says it served.")
 	}
-	d.invite()
+	if !d.o.once {
+		d.invite()
+	}
 	return agree && verdict.OK(), nil
 }
 

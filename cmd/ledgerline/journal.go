@@ -6,26 +6,38 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math"
+	"slices"
 
 	"ledgerline/ledger"
 	"ledgerline/ledger/eventlog"
 	"ledgerline/ledger/journal"
 )
 
+const journalUsage = `usage: ledgerline journal list
+       ledgerline journal reship -partition P -producer ID [-after SEQ] [-through SEQ]
+list shows the journals in JOURNAL_DIR. reship sends events of one of them to the log again: the quota consumer names
+partition, producer and sequences in the log line that says what is missing there.`
+
 // journalCommand is for operators: what is in the journals, and refilling a hole in the log.
 func journalCommand(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
-		return usagef("journal: a verb is needed: list, or reship -partition P -producer ID [-after SEQ -through SEQ]")
+		fmt.Fprintln(stderr, journalUsage)
+		return usagef("journal: list or reship is needed")
 	}
 	switch verb, rest := args[0], args[1:]; verb {
+	case "-h", "-help", "--help", "help":
+		fmt.Fprintln(stderr, journalUsage)
+		return flag.ErrHelp
 	case "list":
 		return journalList(rest, getenv, stdout, stderr)
 	case "reship":
 		return journalReship(ctx, rest, getenv, stdout, stderr)
 	default:
-		return usagef("journal: unknown verb %q; list and reship are known", verb)
+		fmt.Fprintln(stderr, journalUsage)
+		return usagef("journal: %q is not known; list or reship is needed", verb)
 	}
 }
 
@@ -48,16 +60,21 @@ func journalList(args []string, getenv func(string) string, stdout, stderr io.Wr
 	if err != nil {
 		return fmt.Errorf("list journals: %w", err)
 	}
-	waiting := map[ledger.ID]bool{}
-	for _, id := range unowned {
-		waiting[id] = true
-	}
 	for _, id := range all {
-		state := "in use or retired"
-		if waiting[id] {
+		state := "in use"
+		if retired, err := journal.Retired(jc, id); errors.Is(err, fs.ErrNotExist) {
+			continue // it went meanwhile
+		} else if err != nil {
+			return fmt.Errorf("list journals: %w", err)
+		} else if retired {
+			state = "shipped, kept for JOURNAL_KEEP"
+		} else if slices.Contains(unowned, id) {
 			state = "waits to be adopted by the next start"
 		}
 		fmt.Fprintf(stdout, "%s  %s\n", id, state)
+	}
+	if len(all) == 0 {
+		fmt.Fprintf(stderr, "There are no journals in %s (JOURNAL_DIR).\n", cfg.JournalDir)
 	}
 	return nil
 }

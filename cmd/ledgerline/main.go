@@ -18,7 +18,9 @@ var version = "dev"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	// The first signal stops in order. Then signals mean what they mean elsewhere: a second Ctrl-C ends the process at once, and the
+	// next start closes its journal.
+	context.AfterFunc(ctx, stop)
 	os.Exit(exitCode(run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr), os.Stderr))
 }
 
@@ -61,16 +63,16 @@ type command struct {
 
 func commands() []command {
 	return []command{
-		{"serve", "start a node (the default): relay, consumers and management API", serveCommand},
-		{"relay", "start the relay and the management API only; consumers run elsewhere", relayCommand},
-		{"consume", "start the consumers only; consume -adopt-log … goes on with a new log", consumeCommand},
-		{"demo", "show the whole pipeline on this machine: mock upstream, real traffic, verify", demoCommand},
-		{"verify", "prove that log, balances, hot counters and usage log agree", verifyCommand},
-		{"replay", "rebuild balances and hot counters from the log", replayCommand},
-		{"migrate", "bring the database schema up to date and leave", migrateCommand},
-		{"rate", "rate recorded requests with given prices: rate -options DIR FILE.jsonl", rateCommand},
-		{"journal", "inspect journals; refill a hole in the log: journal reship", journalCommand},
-		{"bench", "measure the relay against a bare reverse proxy", benchCommand},
+		{"serve", "a node: relay, consumers and management API (the default)", serveCommand},
+		{"relay", "the relay and the management API only; consumers run elsewhere", relayCommand},
+		{"consume", "the consumers only; consume -adopt-log lets a stopped one go on with a new log", consumeCommand},
+		{"demo", "the whole pipeline on this machine: mock upstream, real traffic, verify", demoCommand},
+		{"verify", "prove that log, balances, usage log and hot counters agree", verifyCommand},
+		{"replay", "rebuild balances and hot counters, or the usage log, from the log", replayCommand},
+		{"migrate", "bring the database schemas up to date and leave", migrateCommand},
+		{"rate", "rate recorded requests with given prices and compare the bills", rateCommand},
+		{"journal", "list the journals, or refill a hole in the log from one", journalCommand},
+		{"bench", "measure the relay beside a bare reverse proxy; bench upstream is a mock upstream", benchCommand},
 		{"version", "print the version", func(_ context.Context, _ []string, _ func(string) string, stdout, _ io.Writer) error {
 			fmt.Fprintln(stdout, version)
 			return nil
@@ -97,9 +99,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		to = stdout
 	}
 	fmt.Fprintln(to, "usage: ledgerline [command] [flags]")
+	fmt.Fprintln(to)
 	for _, c := range commands() {
 		fmt.Fprintf(to, "  %-8s  %s\n", c.name, c.help)
 	}
+	fmt.Fprintln(to, "\nledgerline COMMAND -h lists its flags. Everything else is set by environment variables, which the README lists.")
 	if name == "help" {
 		return nil
 	}

@@ -8,13 +8,30 @@ import (
 )
 
 // role is which half of a node a process is. Only a cluster can be split: embedded parts live in one process.
-type role struct{ relays, consumes bool }
+type role struct {
+	command, usage   string
+	relays, consumes bool
+}
 
-var wholeNode = role{relays: true, consumes: true}
+var (
+	wholeNode = role{
+		command: "serve", relays: true, consumes: true,
+		usage: "usage: ledgerline [serve] [flags]\nA node. Its settings are environment variables, which the README lists.",
+	}
+	relayHalf = role{
+		command: "relay", relays: true,
+		usage: "usage: ledgerline relay [flags]\nThe relay and the management API, without consumers.",
+	}
+	consumeHalf = role{
+		command: "consume", consumes: true,
+		usage: "usage: ledgerline consume [flags]\nThe consumers, without relay. A partition that stopped because the log is another one goes on after\n" +
+			"  ledgerline consume -adopt-log -projection quota|usagelog -partition N [-offset N]",
+	}
+)
 
 // relayCommand starts the data plane and the management API only; consumers run elsewhere.
 func relayCommand(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	return serveRole(ctx, role{relays: true}, args, getenv, stdout, stderr)
+	return serveRole(ctx, relayHalf, args, getenv, stdout, stderr)
 }
 
 // consumeCommand starts the consumers only, or adopts another log for a stopped partition.
@@ -24,7 +41,7 @@ func consumeCommand(ctx context.Context, args []string, getenv func(string) stri
 			return adoptLogCommand(ctx, args, getenv, stdout, stderr)
 		}
 	}
-	return serveRole(ctx, role{consumes: true}, args, getenv, stdout, stderr)
+	return serveRole(ctx, consumeHalf, args, getenv, stdout, stderr)
 }
 
 // adoptLogCommand tells one projection to go on with the log as it is now: after a topic was recreated or truncated, which stops the
@@ -77,7 +94,7 @@ func adoptLogCommand(ctx context.Context, args []string, getenv func(string) str
 }
 
 func (r role) check(cfg *config) error {
-	if r != wholeNode && (cfg.embedded() || cfg.RedisURL == "") {
+	if !(r.relays && r.consumes) && (cfg.embedded() || cfg.RedisURL == "") {
 		return usagef("a node can be split only in a cluster: set KAFKA_BROKERS and REDIS_CONN_STRING")
 	}
 	return nil

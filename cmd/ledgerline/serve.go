@@ -35,10 +35,21 @@ func serveCommand(ctx context.Context, args []string, getenv func(string) string
 }
 
 func serveRole(ctx context.Context, r role, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
+	flags := flag.NewFlagSet(r.command, flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	port := flags.Int("port", -1, "port to listen on (PORT)")
-	logDir := flags.String("log-dir", "", "folder for the log file; empty: standard error only (LOG_DIR)")
+	flags.Usage = func() {
+		fmt.Fprintln(stderr, r.usage)
+		flags.PrintDefaults()
+	}
+	port := new(-1)
+	flags.Func("port", "`number` of the port to listen on; it wins over PORT", func(s string) (err error) {
+		*port, err = strconv.Atoi(s)
+		if err != nil || *port < 0 || *port > 65535 {
+			return errors.New("a whole number from 0 to 65535 is needed")
+		}
+		return nil
+	})
+	logDir := flags.String("log-dir", "", "`folder` for a log file beside standard error; it wins over LOG_DIR")
 	if err := parseFlags(flags, args); err != nil {
 		return err
 	}
@@ -139,7 +150,7 @@ func (n *node) serve(ctx context.Context, ln net.Listener, stdout io.Writer) err
 		return fmt.Errorf("serve HTTP: %w", err)
 	case <-ctx.Done():
 	}
-	n.log.Info("stopping: running requests finish first")
+	n.log.Info("stopping: running requests finish first; a second signal ends the process at once", "at_most", time.Duration(n.cfg.ShutdownTimeout)*time.Second)
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(n.cfg.ShutdownTimeout)*time.Second)
 	defer cancel()
 	if err := server.Shutdown(grace); err != nil {
