@@ -107,7 +107,7 @@ type Desk struct {
 	views   []view
 	metrics *metrics
 
-	releases chan ledger.ReleaseCall
+	releases chan release
 	kickMove chan struct{}
 	loading  loads
 
@@ -149,6 +149,7 @@ type book struct {
 	journal     *journal.Journal
 	stopShip    context.CancelFunc
 	pending     atomic.Int64 // ended holds that the counters have not been told of
+	recovered   bool         // adopted from a dead node
 	gone        atomic.Bool  // given up by the observer
 	closeAfter  time.Time    // of the duties: when closing it may be tried again
 }
@@ -156,10 +157,11 @@ type book struct {
 // New builds a desk and opens its own journal. It registers the new incarnation before it returns, so that no event of
 // an unknown producer ever reaches the log.
 func New(ctx context.Context, cfg Config) (*Desk, error) {
+	cfg.Journal.AwaitReleases = true
 	d := &Desk{
 		cfg: cfg, log: cfg.Logger, now: cfg.Now,
 		views:    make([]view, cfg.Partitions),
-		releases: make(chan ledger.ReleaseCall, MaxOpen),
+		releases: make(chan release, MaxOpen),
 		kickMove: make(chan struct{}, 1),
 		metrics:  newMetrics(cfg.Metrics),
 		loading:  loads{calls: map[loadKey]*loadResult{}},

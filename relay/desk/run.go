@@ -134,7 +134,7 @@ func (d *Desk) adopt(ctx context.Context, id ledger.ID) error {
 		d.metrics.damage.Inc()
 		d.log.Error("a journal is damaged; what could not be read is kept in place", "incarnation", id, "damage", damage)
 	}
-	b := &book{incarnation: id, journal: j}
+	b := &book{incarnation: id, journal: j, recovered: true}
 	releases := found.Releases
 	var last journal.Commit
 	for i := range found.Opens {
@@ -157,7 +157,9 @@ func (d *Desk) adopt(ctx context.Context, id ledger.ID) error {
 			return fmt.Errorf("make recovered usage durable: %w", err)
 		}
 	}
-	b.pending.Store(int64(len(releases)))
+	if b.pending.Store(int64(len(releases))); len(releases) == 0 {
+		j.ReleasedRecovered()
+	}
 	d.mu.Lock()
 	d.adopted = append(d.adopted, b)
 	d.mu.Unlock()
@@ -165,7 +167,7 @@ func (d *Desk) adopt(ctx context.Context, id ledger.ID) error {
 	d.ships.Go(func() {
 		for _, call := range releases {
 			select {
-			case d.releases <- call:
+			case d.releases <- release{call: call, book: b}:
 			case <-d.shipCtx.Done():
 				return // the next start does it again
 			}

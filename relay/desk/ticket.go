@@ -181,12 +181,12 @@ func (t *Ticket) Settle(ctx context.Context, ev *ledger.Event) error {
 		charged := ev.Charged
 		t.desk.late.Go(func() {
 			if settled.Err() == nil {
-				t.finish(epoch, charged)
+				t.finish(settled, epoch, charged)
 			}
 		})
 		return fmt.Errorf("make usage event durable: %w", err)
 	}
-	t.finish(epoch, ev.Charged)
+	t.finish(settled, epoch, ev.Charged)
 	return nil
 }
 
@@ -200,7 +200,7 @@ func (t *Ticket) Void() {
 		panic("desk: a ticket was voided after it ended (L2)")
 	}
 	epoch := t.epoch
-	_, _, err := t.book.journal.Void(t.hold)
+	_, voided, err := t.book.journal.Void(t.hold)
 	if err == nil {
 		t.end(v)
 	}
@@ -210,7 +210,7 @@ func (t *Ticket) Void() {
 			"hold", t.hold, "error", err)
 		return
 	}
-	t.finish(epoch, -1)
+	t.finish(voided, epoch, -1)
 }
 
 // end takes the ticket off the books, under the partition's lock. Its hold counts as waiting until the counters took the release.
@@ -229,10 +229,20 @@ func (t *Ticket) owe(v *view) {
 	t.book.pending.Add(1)
 }
 
-func (t *Ticket) finish(epoch uint64, charge int64) {
-	if !t.free {
-		t.desk.queueRelease(t, epoch, charge)
+// finish tells the counters how the hold ended. ending is the journal's record of it, which stays until they know.
+func (t *Ticket) finish(ending journal.Commit, epoch uint64, charge int64) {
+	if t.free {
+		t.book.journal.Released(ending)
+		return
 	}
+	t.desk.queueRelease(t, ending, epoch, charge)
+}
+
+// release is the end of a hold on its way to the counters.
+type release struct {
+	call   ledger.ReleaseCall
+	book   *book
+	ending journal.Commit // zero: the journal has none of it, or all of an adopted book are waited for together
 }
 
 // giveBack voids a hold that the counters may have and no request does.
@@ -241,30 +251,30 @@ func (d *Desk) giveBack(t *Ticket, epoch uint64) {
 	v.mu.Lock()
 	t.owe(v)
 	v.mu.Unlock()
-	d.queueRelease(t, epoch, -1)
+	d.queueRelease(t, journal.Commit{}, epoch, -1)
 }
 
 // queueRelease queues the end of a hold, which is owed. The queue holds MaxOpen calls, as many as there can be open requests;
 // if the counters have been away for long and it is full, the caller waits: that is the back-pressure.
-func (d *Desk) queueRelease(t *Ticket, epoch uint64, charge int64) {
-	d.releases <- ledger.ReleaseCall{
+func (d *Desk) queueRelease(t *Ticket, ending journal.Commit, epoch uint64, charge int64) {
+	d.releases <- release{book: t.book, ending: ending, call: ledger.ReleaseCall{
 		Hold: t.hold, Incarnation: t.book.incarnation, Partition: t.partition, Epoch: epoch, Charge: charge,
-	}
+	}}
 }
 
 // runReleases sends settles and voids to the counters, pipelined, until ctx ends and the queue is empty. A batch that fails
 // is sent again: both are idempotent by hold id.
 func (d *Desk) runReleases(ctx context.Context) {
-	batch := make([]ledger.ReleaseCall, 0, releaseBatch)
+	batch := make([]release, 0, releaseBatch)
 	for {
 		batch = batch[:0]
 		select {
-		case call := <-d.releases:
-			batch = append(batch, call)
+		case one := <-d.releases:
+			batch = append(batch, one)
 		case <-ctx.Done():
 			select {
-			case call := <-d.releases:
-				batch = append(batch, call)
+			case one := <-d.releases:
+				batch = append(batch, one)
 			default:
 				return
 			}
@@ -274,11 +284,11 @@ func (d *Desk) runReleases(ctx context.Context) {
 	}
 }
 
-func (d *Desk) drainReleases(batch []ledger.ReleaseCall) []ledger.ReleaseCall {
+func (d *Desk) drainReleases(batch []release) []release {
 	for len(batch) < releaseBatch {
 		select {
-		case call := <-d.releases:
-			batch = append(batch, call)
+		case one := <-d.releases:
+			batch = append(batch, one)
 		default:
 			return batch
 		}
@@ -286,12 +296,16 @@ func (d *Desk) drainReleases(batch []ledger.ReleaseCall) []ledger.ReleaseCall {
 	return batch
 }
 
-func (d *Desk) sendReleases(ctx context.Context, batch []ledger.ReleaseCall) {
+func (d *Desk) sendReleases(ctx context.Context, batch []release) {
+	calls := make([]ledger.ReleaseCall, len(batch))
+	for i := range batch {
+		calls[i] = batch[i].call
+	}
 	wait := 10 * time.Millisecond
 	// Once the node is leaving, the counters get one bounded chance; what they miss is settled when the journal is adopted.
 	for attempt := 0; ; attempt++ {
 		callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
-		err := d.cfg.Counters.Release(callCtx, batch)
+		err := d.cfg.Counters.Release(callCtx, calls)
 		cancel()
 		if err == nil {
 			d.released(batch)
@@ -308,20 +322,20 @@ func (d *Desk) sendReleases(ctx context.Context, batch []ledger.ReleaseCall) {
 	}
 }
 
-func (d *Desk) released(batch []ledger.ReleaseCall) {
+// released takes a batch that the counters took off the books.
+func (d *Desk) released(batch []release) {
+	endings := make(map[*book][]journal.Commit, 1)
 	for i := range batch {
-		v := &d.views[batch[i].Partition]
+		one := &batch[i]
+		v := &d.views[one.call.Partition]
 		v.mu.Lock()
-		delete(v.waiting, batch[i].Hold)
+		delete(v.waiting, one.call.Hold)
 		v.mu.Unlock()
+		endings[one.book] = append(endings[one.book], one.ending)
 	}
-	books := d.books()
-	for i := range batch {
-		for _, b := range books {
-			if b.incarnation == batch[i].Incarnation {
-				b.pending.Add(-1)
-				break
-			}
+	for b, list := range endings {
+		if b.journal.Released(list...); b.pending.Add(-int64(len(list))) == 0 && b.recovered {
+			b.journal.ReleasedRecovered()
 		}
 	}
 }
