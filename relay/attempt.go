@@ -151,8 +151,12 @@ func blamesUsageOption(status int, sent, answer []byte) bool {
 // send makes one upstream request. RELAY_TIMEOUT bounds all of it; a stream's head must come within STREAMING_TIMEOUT,
 // so that another channel can be tried.
 func (x *exchange) send(ctx context.Context, call upstream.Call) (*http.Response, error) {
+	timeout := x.s.cfg.RelayTimeout
+	if timeout == 0 && !x.req.Stream {
+		return x.s.cfg.Upstream.Do(ctx, call) //nolint:wrapcheck // it says what was done; closing the answer ends it
+	}
 	var cancel context.CancelFunc
-	if timeout := x.s.cfg.RelayTimeout; timeout > 0 {
+	if timeout > 0 {
 		ctx, cancel = context.WithTimeout(ctx, timeout)
 	} else {
 		ctx, cancel = context.WithCancel(ctx)

@@ -1,9 +1,12 @@
 package relay
 
 import (
+	"net/http"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"ledgerline/relay/dialect"
 )
 
 type metrics struct {
@@ -15,6 +18,10 @@ type metrics struct {
 	firstByte prometheus.Histogram
 	excess    prometheus.Counter
 	charged   prometheus.Counter
+
+	// The children that nearly every request needs, so that their labels are looked up once.
+	served        map[string]prometheus.Counter // requests with status 200, by endpoint
+	plain, stream prometheus.Observer           // of duration
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -49,6 +56,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Namespace: ns, Subsystem: sub, Name: "charged_quota_total", Help: "Quota units charged by this node.",
 		}),
 	}
+	m.plain, m.stream = m.duration.WithLabelValues("false"), m.duration.WithLabelValues("true")
+	m.served = map[string]prometheus.Counter{}
+	for _, ep := range []dialect.Endpoint{dialect.ChatCompletions, dialect.Completions, dialect.Embeddings} {
+		m.served[ep.String()] = m.requests.WithLabelValues(ep.String(), strconv.Itoa(http.StatusOK))
+	}
 	if reg != nil {
 		reg.MustRegister(m.inFlight, m.requests, m.refusals, m.anomalies, m.duration, m.firstByte, m.excess, m.charged)
 	}
@@ -59,7 +71,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 const upstreamCode = "upstream"
 
 func (m *metrics) observe(x *exchange) {
-	m.requests.WithLabelValues(x.label, strconv.Itoa(x.status)).Inc()
+	if served := m.served[x.label]; served != nil && x.status == http.StatusOK {
+		served.Inc()
+	} else {
+		m.requests.WithLabelValues(x.label, strconv.Itoa(x.status)).Inc()
+	}
 	if x.event == nil && x.status >= 400 {
 		code := x.code
 		switch {
@@ -71,7 +87,11 @@ func (m *metrics) observe(x *exchange) {
 		m.refusals.WithLabelValues(code).Inc()
 		return
 	}
-	m.duration.WithLabelValues(strconv.FormatBool(x.req.Stream)).Observe(x.s.now().Sub(x.start).Seconds())
+	duration := m.plain
+	if x.req.Stream {
+		duration = m.stream
+	}
+	duration.Observe(x.s.now().Sub(x.start).Seconds())
 	if !x.first.IsZero() && x.req.Stream {
 		m.firstByte.Observe(x.first.Sub(x.start).Seconds())
 	}

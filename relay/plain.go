@@ -14,7 +14,7 @@ import (
 
 // plain relays an answer in one piece: read whole, metered, its event made durable, then sent (L1).
 func (x *exchange) plain(resp *http.Response) {
-	body, err := upstream.ReadAll(resp.Body, maxPlainAnswer)
+	body, err := upstream.ReadAnswer(resp, maxPlainAnswer)
 	if err != nil {
 		x.failRead(err)
 		return

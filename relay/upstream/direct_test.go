@@ -399,3 +399,27 @@ func BenchmarkDo(b *testing.B) {
 		})
 	}
 }
+
+// TestReadAnswer: the bound holds whatever the upstream announces, and what it announces costs no memory that it does not send.
+func TestReadAnswer(t *testing.T) {
+	for name, tc := range map[string]struct {
+		body      string
+		announced int64
+		limit     int64
+		err       error
+	}{
+		"as announced":       {strings.Repeat("x", 2000), 2000, 5000, nil},
+		"not announced":      {strings.Repeat("x", 2000), -1, 5000, nil},
+		"announced too much": {"x", 1 << 40, 1 << 40, nil},
+		"at the limit":       {strings.Repeat("x", 2000), 2000, 2000, nil},
+		"above the limit":    {strings.Repeat("x", 2001), -1, 2000, upstream.ErrTooLarge},
+		"lied about it":      {strings.Repeat("x", 2001), 10, 2000, upstream.ErrTooLarge},
+		"empty":              {"", 0, 2000, nil},
+	} {
+		resp := &http.Response{Body: io.NopCloser(strings.NewReader(tc.body)), ContentLength: tc.announced}
+		got, err := upstream.ReadAnswer(resp, tc.limit)
+		if !errors.Is(err, tc.err) || err == nil && (string(got) != tc.body || cap(got) > 2<<20) {
+			t.Errorf("%s: %d bytes in %d, %v", name, len(got), cap(got), err)
+		}
+	}
+}

@@ -181,16 +181,34 @@ func Target(ch *catalog.Channel, path, model string) (string, error) {
 }
 
 // ReadAll reads a body of at most limit bytes; more is an error.
-func ReadAll(r io.Reader, limit int64) ([]byte, error) {
-	var buf bytes.Buffer
-	n, err := buf.ReadFrom(io.LimitReader(r, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("read upstream body: %w", err)
+func ReadAll(r io.Reader, limit int64) ([]byte, error) { return readAll(r, limit, 0) }
+
+// ReadAnswer is ReadAll for a whole answer, in a buffer of the size that the upstream announced.
+func ReadAnswer(resp *http.Response, limit int64) ([]byte, error) {
+	return readAll(resp.Body, limit, resp.ContentLength)
+}
+
+// maxTrusted bounds the memory taken on the word of an upstream, in bytes.
+const maxTrusted = 1 << 20
+
+func readAll(r io.Reader, limit, announced int64) ([]byte, error) {
+	const least = 512
+	// One byte more, so that the end is met before the buffer grows.
+	body := make([]byte, 0, max(min(announced, maxTrusted, limit)+1, least))
+	for {
+		n, err := r.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		switch {
+		case int64(len(body)) > limit:
+			return nil, fmt.Errorf("read upstream body: %w", ErrTooLarge)
+		case errors.Is(err, io.EOF):
+			return body, nil
+		case err != nil:
+			return nil, fmt.Errorf("read upstream body: %w", err)
+		case len(body) == cap(body):
+			body = append(body, 0)[:len(body)]
+		}
 	}
-	if n > limit {
-		return nil, fmt.Errorf("read upstream body: %w", ErrTooLarge)
-	}
-	return buf.Bytes(), nil
 }
 
 // ErrTooLarge marks an upstream body above its bound.
