@@ -1,9 +1,11 @@
 // Package audit proves that the projections agree with the log, and rebuilds them from it (DESIGN 10).
 //
-// Verify takes one snapshot of the database and holds everything else against it at the snapshot's offsets: the fold of
-// the log, the usage log's exact sums, and the hot counters, each account at the offset where it stands. Replay folds the
-// log, or the usage log, and writes the balances in place. Both work under traffic, on any node, and change nothing but
-// what replay is asked to; a crash leaves each partition either replayed or as it was.
+// Verify takes one snapshot of the database and holds everything else against it at the snapshot's offsets (L4): the fold of
+// the log, the usage log's exact sums, and the hot counters, each account at the offset where it stands. It lists apart what L3
+// allows. Replay folds the log, or the usage log, and writes the balances in place. Where the log or the usage log no longer reach
+// back, both begin at a stored snapshot; Retain takes those, as a duty of the master. All work under traffic, on any node, and
+// change nothing but what replay is asked to. A crash leaves each partition either replayed or as it was; hot counters
+// that loaded balances which a replay then changed are told by a verify and set right by another replay.
 package audit
 
 import (
@@ -12,6 +14,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"ledgerline/ledger"
 	"ledgerline/ledger/sqlstore"
@@ -22,6 +25,8 @@ import (
 type Log interface {
 	Bounds(ctx context.Context, partition int) (first, end int64, err error)
 	Read(ctx context.Context, partition int, from, to int64, fn func([]ledger.Record) error) error
+	// ReadAt returns one record; eventlog.ErrNoRecord if there is none at that offset.
+	ReadAt(ctx context.Context, partition int, offset int64) (ledger.Record, error)
 }
 
 // Counters is what is read of the hot counters, and how an epoch is begun.
@@ -37,6 +42,9 @@ type Stores struct {
 	Log      Log
 	Usage    usagelog.Store
 	Counters Counters // nil: they live in another process and are not looked at
+	// UsageKept is how long rows of the usage log live (LOG_SQL_CLICKHOUSE_TTL_DAYS); 0: for ever. Then what they add up to is
+	// counted from a snapshot on, which Retain takes.
+	UsageKept time.Duration
 }
 
 // Bounds of a report (L7): a report is for people. What is beyond is counted.
@@ -71,6 +79,7 @@ type Exceptions struct {
 	Late        Tally    `json:"late"`         // charges of nodes that an epoch did not wait for
 	Excess      Tally    `json:"excess"`       // the upstream reported more than the hold was priced for
 	Redriven    Tally    `json:"redriven"`     // dead letters applied later
+	Overdrawn   Tally    `json:"overdrawn"`    // users below zero at present, for these reasons or because their quota was lowered
 	DeadLetters int      `json:"dead_letters"` // waiting for a re-drive
 	Examples    []string `json:"examples,omitempty"`
 }
@@ -119,7 +128,7 @@ func (v *Verdict) Print(w io.Writer) {
 	for _, x := range []struct {
 		name string
 		t    Tally
-	}{{"late charges", e.Late}, {"charges above the hold", e.Excess}, {"re-driven dead letters", e.Redriven}} {
+	}{{"late charges", e.Late}, {"charges above the hold", e.Excess}, {"re-driven dead letters", e.Redriven}, {"users below zero", e.Overdrawn}} {
 		if x.t.Events > 0 {
 			fmt.Fprintf(w, "  allowed  %d %s, %d quota units\n", x.t.Events, x.name, x.t.Quota)
 		}

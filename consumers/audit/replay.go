@@ -9,7 +9,6 @@ import (
 
 	"ledgerline/ledger"
 	"ledgerline/ledger/sqlstore"
-	"ledgerline/ledger/usagelog"
 )
 
 // Source is where replay folds from.
@@ -30,9 +29,11 @@ const (
 	ToUsage    Target = "usagelog"
 )
 
-// maxRounds bounds how often replay catches up with a partition that goes on meanwhile. Each round is shorter than the one
-// before; the last ones are a few records.
-const maxRounds = 200
+// Replay folds without the partition's lock until what is left is at most maxRest records, or maxRounds times, and the rest under it.
+const (
+	maxRest   = 5000
+	maxRounds = 20
+)
 
 // ReplayOptions say what to rebuild, and how to tell about it.
 type ReplayOptions struct {
@@ -70,7 +71,11 @@ type ReplayReport struct {
 
 // Replay folds every partition and writes its balances in place, then begins a new epoch of its hot counters. Traffic may go on.
 func Replay(ctx context.Context, s Stores, o ReplayOptions) (*ReplayReport, error) {
-	r := &replayer{Stores: s, o: o, started: time.Now()}
+	r := &replayer{o: o, started: time.Now()}
+	var err error
+	if r.beginnings, err = newBeginnings(ctx, s, time.Now()); err != nil {
+		return nil, err
+	}
 	states, err := s.DB.Partitions(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read positions: %w", err)
@@ -78,64 +83,133 @@ func Replay(ctx context.Context, s Stores, o ReplayOptions) (*ReplayReport, erro
 	for _, st := range states {
 		r.total += st.Offset
 	}
-	for _, st := range states {
-		rebuild := r.partition
-		if o.Target == ToUsage {
-			rebuild = r.usagePartition
-		}
-		if err := rebuild(ctx, st); err != nil {
-			return nil, fmt.Errorf("replay partition %d: %w", st.Partition, err)
-		}
+	switch {
+	case o.DryRun:
+		err = r.dryRun(ctx)
+	case o.Target == ToUsage:
+		err = r.each(ctx, states, r.usagePartition)
+	default:
+		err = r.each(ctx, states, r.partition)
+	}
+	if err != nil {
+		return nil, err
 	}
 	r.report.Events, r.report.Took = r.events, time.Since(r.started)
 	return &r.report, nil
 }
 
 type replayer struct {
-	Stores
+	*beginnings
 	o             ReplayOptions
 	started       time.Time
 	events, total int64
 	report        ReplayReport
 }
 
-func (r *replayer) partition(ctx context.Context, st sqlstore.PartitionState) error {
-	dead, err := r.DB.DeadIndex(ctx)
+func (r *replayer) each(ctx context.Context, states []sqlstore.PartitionState, rebuild func(context.Context, int) error) error {
+	for _, st := range states {
+		if err := rebuild(ctx, st.Partition); err != nil {
+			return fmt.Errorf("replay partition %d: %w", st.Partition, err)
+		}
+	}
+	return nil
+}
+
+// shadow is the fold of one partition, and how far it has come.
+type shadow struct {
+	r         *replayer
+	partition int
+	fold      *ledger.Fold
+	at        int64
+}
+
+// begin returns a fold at its beginning.
+func (r *replayer) begin(ctx context.Context, partition int) (*shadow, error) {
+	begin := r.inUsage(partition)
+	if r.o.Source == FromLog {
+		var err error
+		if begin, err = r.inLog(ctx, partition); err != nil {
+			if errors.Is(err, errNoBeginning) {
+				err = fmt.Errorf("%w; replay with -source usagelog", err)
+			}
+			return nil, err
+		}
+	}
+	s := &shadow{r: r, partition: partition, fold: ledger.NewFold(nil), at: begin.offset}
+	return s, r.resume(ctx, s.fold, begin)
+}
+
+// to folds on to an offset that the balances have reached. What they dead-lettered below it is known by then.
+func (s *shadow) to(ctx context.Context, offset int64) error {
+	if offset < s.at {
+		return fmt.Errorf("the balances went back to offset %d, the fold is at %d: %w", offset, s.at, sqlstore.ErrFenced)
+	}
+	dead, err := s.r.DB.DeadIndex(ctx)
 	if err != nil {
 		return fmt.Errorf("read dead letters: %w", err)
 	}
-	fold := ledger.NewFold(dead)
-	var at int64
-	for range maxRounds {
-		if err := r.read(ctx, fold, st.Partition, span{at, st.Offset}); err != nil {
-			return err
-		}
-		at = st.Offset
-		if r.o.DryRun {
-			return r.dryRun(ctx, st.Partition, at, fold)
-		}
-		result, err := r.DB.ReplayPartition(ctx, sqlstore.ReplayCall{Partition: st.Partition, Offset: at, Balances: fold.Balances()})
-		if errors.Is(err, sqlstore.ErrFenced) {
-			// The partition went on: fold the rest, with what was dead-lettered since.
-			if st, err = r.DB.Partition(ctx, st.Partition); err != nil {
-				return fmt.Errorf("read position: %w", err)
-			}
-			if dead, err = r.DB.DeadIndex(ctx); err != nil {
-				return fmt.Errorf("read dead letters: %w", err)
-			}
-			fold.SetDead(dead)
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		r.report.Accounts += result.Accounts
-		r.report.Changed += result.Changed
-		r.report.Adopted += result.Adopted
-		r.report.Alarms = append(r.report.Alarms, result.Alarms...)
-		return r.newEpoch(ctx, st.Partition)
+	s.fold.SetDead(dead)
+	read := s.r.readLog
+	if s.r.o.Source == FromUsage {
+		read = s.r.readUsage
 	}
-	return errors.New("the partition goes on faster than it can be folded; replay at a quieter time")
+	if err := read(ctx, s.partition, span{s.at, offset}, s.r.step(s.fold)); err != nil {
+		return err
+	}
+	s.at = offset
+	return nil
+}
+
+// progressEvery is how many events lie between two calls of Progress.
+const progressEvery = 100_000
+
+func (r *replayer) step(fold *ledger.Fold) func(*ledger.Record) error {
+	return func(rec *ledger.Record) error {
+		fold.Apply(rec)
+		if r.events++; r.o.Progress != nil && r.events%progressEvery == 0 {
+			r.o.Progress(r.events, r.total, time.Since(r.started))
+		}
+		return nil
+	}
+}
+
+// partition rebuilds the balances of one partition, and the counters after them.
+func (r *replayer) partition(ctx context.Context, partition int) error {
+	s, err := r.begin(ctx, partition)
+	if err != nil {
+		return err
+	}
+	for range maxRounds {
+		st, err := r.DB.Partition(ctx, partition)
+		if err != nil {
+			return fmt.Errorf("read position: %w", err)
+		}
+		rest := st.Offset - s.at
+		if err := s.to(ctx, st.Offset); err != nil {
+			return err
+		}
+		if rest <= maxRest {
+			break
+		}
+	}
+	result, err := r.DB.ReplayPartition(ctx, sqlstore.ReplayCall{
+		Partition: partition, Offset: s.at,
+		Advance: func(ctx context.Context, offset int64) (map[ledger.Account]ledger.Balance, error) {
+			if err := s.to(ctx, offset); err != nil {
+				return nil, err
+			}
+			return s.fold.Balances(), nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	// Committed. A crash from here on leaves counters that may have loaded the old balances.
+	r.report.Accounts += result.Accounts
+	r.report.Changed += result.Changed
+	r.report.Adopted += result.Adopted
+	r.report.Alarms = append(r.report.Alarms, result.Alarms...)
+	return r.newEpoch(ctx, partition)
 }
 
 // newEpoch makes the hot counters load every account anew.
@@ -157,145 +231,29 @@ func (r *replayer) newEpoch(ctx context.Context, partition int) error {
 	return nil
 }
 
-// read folds a range from the source.
-func (r *replayer) read(ctx context.Context, fold *ledger.Fold, partition int, s span) error {
-	if r.o.Source == FromUsage {
-		if err := r.usageReaches(ctx, partition, s.to); err != nil {
-			return err
-		}
-		rec := ledger.Record{Partition: partition}
-		err := r.Usage.Scan(ctx, partition, s.from, s.to, func(offset int64, value []byte) error {
-			rec.Offset, rec.Value = offset, value
-			rec.Event, rec.Err = ledger.Decode(value)
-			r.step(fold, &rec)
-			return nil
-		})
+// dryRun compares the fold with one snapshot of the database, as verify does.
+func (r *replayer) dryRun(ctx context.Context) error {
+	a := &auditor{beginnings: r.beginnings, verdict: &Verdict{}, channels: map[ledger.Account]ledger.Balance{}}
+	var columns Verdict // New API's columns are not what is folded
+	var err error
+	if a.snap, err = columns.look(ctx, r.DB); err != nil {
+		return err
+	}
+	for p, state := range a.snap.states {
+		s, err := r.begin(ctx, p)
 		if err != nil {
-			return fmt.Errorf("scan the usage log: %w", err)
+			return fmt.Errorf("replay partition %d: %w", p, err)
 		}
-		return nil
-	}
-	first, _, err := r.Log.Bounds(ctx, partition)
-	if err != nil {
-		return fmt.Errorf("read the bounds of the log: %w", err)
-	}
-	if first > s.from {
-		return fmt.Errorf("the log begins at offset %d; what was before it is only in the usage log: replay with -source usagelog", first)
-	}
-	err = r.Log.Read(ctx, partition, s.from, s.to, func(records []ledger.Record) error {
-		for i := range records {
-			r.step(fold, &records[i])
+		if err := s.to(ctx, state.Offset); err != nil {
+			return fmt.Errorf("replay partition %d: %w", p, err)
 		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("read the log: %w", err)
+		a.balances(s.fold)
 	}
-	return nil
-}
-
-// usagePatience bounds the wait for a usage log that is behind the balances: it commonly is, by a second or two.
-const usagePatience = time.Minute
-
-// usageReaches waits until the usage log has what the balances have: a fold of less would take away what it lacks.
-func (r *replayer) usageReaches(ctx context.Context, partition int, offset int64) error {
-	for deadline := time.Now().Add(usagePatience); ; {
-		position, err := r.Usage.Position(ctx, partition)
-		if err != nil {
-			return fmt.Errorf("read the usage log's position: %w", err)
-		}
-		if position.Offset >= offset {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("the usage log has the events below offset %d, the balances those below %d: replay when it has caught up, or with -source kafka",
-				position.Offset, offset)
-		}
-		select {
-		case <-time.After(pollEvery):
-		case <-ctx.Done():
-			return fmt.Errorf("wait for the usage log: %w", ctx.Err())
-		}
-	}
-}
-
-// progressEvery is how many events lie between two calls of Progress.
-const progressEvery = 100_000
-
-func (r *replayer) step(fold *ledger.Fold, rec *ledger.Record) {
-	fold.Apply(rec)
-	if r.events++; r.o.Progress != nil && r.events%progressEvery == 0 {
-		r.o.Progress(r.events, r.total, time.Since(r.started))
-	}
-}
-
-// dryRun compares the fold with the balances that are there now, if they still stand at its offset.
-func (r *replayer) dryRun(ctx context.Context, partition int, at int64, fold *ledger.Fold) error {
-	accounts := make([]ledger.Account, 0, len(fold.Balances()))
-	for a := range fold.Balances() {
-		if a.Kind != ledger.ChannelAccount {
-			accounts = append(accounts, a)
-		}
-	}
-	r.report.Accounts += len(accounts)
-	const page = 1000
-	v := &Verdict{Differences: r.report.Differences, More: r.report.More}
-	for len(accounts) > 0 {
-		n := min(page, len(accounts))
-		offset, balances, err := r.DB.Balances(ctx, partition, accounts[:n])
-		if err != nil {
-			return fmt.Errorf("read balances: %w", err)
-		}
-		if offset > at {
-			if err := r.read(ctx, fold, partition, span{at, offset}); err != nil {
-				return err
-			}
-			at = offset
-		}
-		for _, a := range accounts[:n] {
-			before := len(v.Differences) + v.More
-			v.differBalance("MySQL ledger_accounts", a, fold.Balances()[a], balances[a])
-			if len(v.Differences)+v.More > before {
-				r.report.Changed++
-			}
-		}
-		accounts = accounts[n:]
-	}
-	v.sortDifferences()
-	r.report.Differences, r.report.More = v.Differences, v.More
-	return nil
-}
-
-// usagePartition appends what the log holds to the usage log again, up to where it stands: rows that are there collapse with
-// their copies.
-func (r *replayer) usagePartition(ctx context.Context, st sqlstore.PartitionState) error {
-	position, err := r.Usage.Position(ctx, st.Partition)
-	if err != nil {
-		return fmt.Errorf("read the usage log's position: %w", err)
-	}
-	first, _, err := r.Log.Bounds(ctx, st.Partition)
-	if err != nil {
-		return fmt.Errorf("read the bounds of the log: %w", err)
-	}
-	err = r.Log.Read(ctx, st.Partition, first, max(position.Offset, st.Offset), func(records []ledger.Record) error {
-		// What Read hands over is not to be kept, so each of its batches is one of ours.
-		batch := usagelog.Batch{Partition: st.Partition, Position: position}
-		for i := range records {
-			if records[i].Err != nil {
-				continue // it is in the usage log's dead letters
-			}
-			batch.Rows = append(batch.Rows, usagelog.RowOf(&records[i]))
-			if at := records[i].Offset; at >= position.Offset {
-				batch.Position.Offset, batch.Position.LastOffset, batch.Position.LastEvent = at+1, at, records[i].Event.ID
-			}
-		}
-		r.events += int64(len(records))
-		position = batch.Position
-		return r.Usage.Append(ctx, batch)
-	})
-	if err != nil {
-		return fmt.Errorf("append the log to the usage log: %w", err)
-	}
+	a.unfolded()
+	a.verdict.sortDifferences()
+	r.report.Accounts = len(a.snap.balances)
+	r.report.Changed = a.changed
+	r.report.Differences, r.report.More = a.verdict.Differences, a.verdict.More
 	return nil
 }
 

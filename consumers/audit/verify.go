@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -11,162 +12,255 @@ import (
 	"ledgerline/ledger/sqlstore"
 )
 
-// pollEvery is how often a store that lags is looked at.
-const pollEvery = 20 * time.Millisecond
+// The stores by the names that a difference gives them.
+const (
+	storeAccounts = "MySQL ledger_accounts"
+	storeUsage    = "usage log"
+	storeHot      = "hot counters"
+)
+
+// entry is one account of the snapshot.
+type entry struct {
+	ledger.Balance
+	folded bool // a partition's fold knew it
+}
 
 // snapshot is what one look at the database said.
 type snapshot struct {
-	offsets    []int64 // M, by partition
-	skipped    [][]int64
-	epochs     map[int][]ledger.EpochRecord
-	closed     map[ledger.ID]bool
-	dead       func(partition int, offset int64) ledger.DeadState
-	deadCount  int
-	balances   map[ledger.Account]ledger.Balance
-	channels   map[int64]channelUse
-	partitions int
+	states    []sqlstore.PartitionState // by partition; their offsets are M
+	offsets   []int64                   // M
+	epochs    map[int][]ledger.EpochRecord
+	producers map[ledger.ID]sqlstore.ProducerState
+	dead      func(partition int, offset int64) ledger.DeadState
+	deadCount int
+	balances  map[ledger.Account]entry
 }
 
-// channelUse is what a channel's accounts of all partitions sum up to, and the column that should say so.
-type channelUse struct{ sum, column int64 }
+// auditor holds what the steps of one verify share.
+type auditor struct {
+	*beginnings
+	snap     *snapshot
+	verdict  *Verdict
+	channels map[ledger.Account]ledger.Balance // folded so far: a channel has events in every partition
+	changed  int                               // accounts whose balance is another one than the fold's
+	gaps     bool                              // a partition could not be folded
+	left     time.Duration                     // how long stores that lag may still be waited for
+}
 
-// Verify compares everything. What does not catch up with the snapshot within patience is reported as lagging.
+// Verify compares everything. Stores that have not caught up with the database when it was looked at are waited for, patience all
+// together; what then still lags is reported and not compared.
+//
+// It holds the accounts of the database in memory, about 100 bytes each, and those of one partition's fold.
 func Verify(ctx context.Context, s Stores, patience time.Duration) (*Verdict, error) {
-	v := &Verdict{}
-	snap, err := v.look(ctx, s.DB)
-	if err != nil {
+	a := &auditor{verdict: &Verdict{}, channels: map[ledger.Account]ledger.Balance{}, left: patience}
+	var err error
+	if a.beginnings, err = newBeginnings(ctx, s, time.Now()); err != nil {
 		return nil, err
 	}
-	waitCtx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	a := &auditor{Stores: s, snap: snap, verdict: v}
-	if err := a.log(ctx); err != nil {
+	if a.snap, err = a.verdict.look(ctx, s.DB); err != nil {
 		return nil, err
 	}
-	if err := a.usageLog(ctx, waitCtx); err != nil {
-		return nil, err
-	}
-	if s.Counters != nil {
-		if err := a.hotCounters(ctx, waitCtx); err != nil {
+	for p := range a.snap.states {
+		if err := a.partition(ctx, p); err != nil {
 			return nil, err
 		}
 	}
-	v.sortDifferences()
-	return v, nil
+	a.unfolded()
+	if err := a.usageLog(ctx); err != nil {
+		return nil, err
+	}
+	a.verdict.sortDifferences()
+	return a.verdict, nil
 }
 
 // look takes the snapshot, and compares New API's columns with the accounts inside it.
 func (v *Verdict) look(ctx context.Context, db *sqlstore.Store) (*snapshot, error) {
 	snap := &snapshot{
-		epochs: map[int][]ledger.EpochRecord{}, closed: map[ledger.ID]bool{}, balances: map[ledger.Account]ledger.Balance{},
-		channels: map[int64]channelUse{},
+		epochs: map[int][]ledger.EpochRecord{}, producers: map[ledger.ID]sqlstore.ProducerState{}, balances: map[ledger.Account]entry{},
 	}
+	var channel channelColumn
 	err := db.Verify(ctx, func(s *sqlstore.VerifySnapshot) error {
-		snap.partitions = len(s.Partitions)
-		snap.offsets, snap.skipped = make([]int64, snap.partitions), make([][]int64, snap.partitions)
-		for _, p := range s.Partitions {
-			snap.offsets[p.Partition], snap.skipped[p.Partition] = p.Offset, p.Skipped
+		snap.states, snap.offsets = s.Partitions, make([]int64, len(s.Partitions))
+		for i, p := range s.Partitions {
+			if p.Partition != i {
+				return fmt.Errorf("partition %d has no row", i)
+			}
+			snap.offsets[i] = p.Offset
 		}
 		for _, e := range s.Epochs {
 			snap.epochs[e.Partition] = append(snap.epochs[e.Partition], e)
 		}
-		for _, p := range s.Producers {
-			snap.closed[p.ID] = p.State == sqlstore.ProducerClosed
+		for i := range s.Producers {
+			snap.producers[s.Producers[i].ID] = s.Producers[i].State
 		}
 		snap.dead, snap.deadCount = s.Dead, s.DeadLetters
 		v.Exceptions.DeadLetters = s.DeadLetters
 		return s.Accounts(ctx, func(a sqlstore.VerifyAccount) error {
-			if a.Stored {
-				v.Accounts++
-				if a.Partition >= 0 { // what a channel had used before Ledgerline is no event
-					snap.balances[a.Account] = snap.balances[a.Account].Plus(a.Balance)
-				}
+			if a.Stored && a.Partition >= 0 {
+				e := snap.balances[a.Account]
+				e.Balance = e.Plus(a.Balance)
+				snap.balances[a.Account] = e
 			}
-			v.columns(&a)
-			if a.Kind == ledger.ChannelAccount && a.Listed {
-				used := snap.channels[a.ID]
-				snap.channels[a.ID] = channelUse{sum: used.sum + a.Balance.Charged + a.BaseUsed, column: a.Used}
-			}
+			v.columns(&a, &channel)
 			return nil
 		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the balances: %w", err)
 	}
-	for id, used := range snap.channels {
-		v.differ("MySQL channels.used_quota", ledger.Account{Kind: ledger.ChannelAccount, ID: id}, "used", used.sum, used.column)
-	}
+	channel.end(v)
+	v.Accounts = len(snap.balances)
 	return snap, nil
 }
 
 // columns compares New API's columns with the account beside them. A column that somebody edited differs until the edit
 // is adopted.
-func (v *Verdict) columns(a *sqlstore.VerifyAccount) {
+func (v *Verdict) columns(a *sqlstore.VerifyAccount, channel *channelColumn) {
+	if a.Kind == ledger.ChannelAccount {
+		channel.add(v, a)
+		return
+	}
 	if !a.Listed || !a.Stored {
 		return
 	}
+	v.differColumn(storeAccounts, a.Account, "written", a.Balance.Left()+a.Pending, a.Written)
 	switch a.Kind {
 	case ledger.UserAccount:
 		v.differ("MySQL users.quota", a.Account, "quota", a.Written, a.Column)
-		v.differ("MySQL users.used_quota", a.Account, "used", a.Balance.Charged+a.BaseUsed, a.Used)
-		v.differ("MySQL users.request_count", a.Account, "requests", a.Balance.Requests+a.BaseRequests, a.Requests)
+		v.differColumn("MySQL users.used_quota", a.Account, "used", a.Balance.Charged+a.BaseUsed, a.Used)
+		v.differColumn("MySQL users.request_count", a.Account, "requests", a.Balance.Requests+a.BaseRequests, a.Requests)
+		if left := a.Balance.Left(); left < 0 {
+			v.Exceptions.Overdrawn.add(-left)
+			v.Exceptions.example("%s is %d below zero", a.Account, -left)
+		}
 	case ledger.TokenAccount:
 		v.differ("MySQL tokens.remain_quota", a.Account, "quota", a.Written, a.Column)
-		v.differ("MySQL tokens.used_quota", a.Account, "used", a.Balance.Charged+a.BaseUsed, a.Used)
+		v.differColumn("MySQL tokens.used_quota", a.Account, "used", a.Balance.Charged+a.BaseUsed, a.Used)
 	case ledger.ChannelAccount:
 	}
 }
 
-// auditor holds what the steps of one verify share.
-type auditor struct {
-	Stores
-	snap    *snapshot
-	verdict *Verdict
-	folds   []*ledger.Fold // by partition, at the snapshot's offset
-}
-
-// log folds the log up to the snapshot and compares the balances.
-func (a *auditor) log(ctx context.Context) error {
-	total := map[ledger.Account]ledger.Balance{}
-	for p := range a.snap.partitions {
-		fold := ledger.NewFold(a.snap.dead)
-		first, _, err := a.Log.Bounds(ctx, p)
-		if err != nil {
-			return fmt.Errorf("read the bounds of partition %d: %w", p, err)
-		}
-		if first > 0 {
-			a.verdict.Lagging = append(a.verdict.Lagging,
-				fmt.Sprintf("partition %d of the log begins at offset %d: what was before cannot be folded from it", p, first))
-		}
-		if err := a.fold(ctx, fold, p, span{first, a.snap.offsets[p]}); err != nil {
-			return err
-		}
-		for account, b := range fold.Balances() {
-			total[account] = total[account].Plus(b)
-		}
-		a.folds = append(a.folds, fold)
+// differColumn is differ for a column that may be too small for what it should hold: an int that is at its end is none.
+func (v *Verdict) differColumn(store string, account ledger.Account, what string, want, got int64) {
+	if want > got && got == math.MaxInt32 || want < got && got == math.MinInt32 {
+		return
 	}
-	a.compare("MySQL ledger_accounts", total, a.snap.balances)
-	return nil
+	v.differ(store, account, what, want, got)
 }
 
-type span struct{ from, to int64 }
+// channelColumn adds up the accounts of one channel, which come one after another.
+type channelColumn struct {
+	id, used, sum int64
+	listed        bool
+}
 
-func (a *auditor) fold(ctx context.Context, fold *ledger.Fold, partition int, r span) error {
-	err := a.Log.Read(ctx, partition, r.from, r.to, func(records []ledger.Record) error {
-		for i := range records {
-			rec := &records[i]
-			a.verdict.Events++
-			if fold.Apply(rec) {
-				a.exceptions(rec)
-			}
+func (c *channelColumn) add(v *Verdict, a *sqlstore.VerifyAccount) {
+	if c.id != a.ID {
+		c.end(v)
+		*c = channelColumn{id: a.ID}
+	}
+	c.sum += a.Balance.Charged
+	c.used, c.listed = a.Used, a.Listed
+}
+
+// end compares the channel that was added up. A channel that was deleted has no column.
+func (c *channelColumn) end(v *Verdict) {
+	if c.listed {
+		v.differColumn("MySQL channels.used_quota", ledger.Account{Kind: ledger.ChannelAccount, ID: c.id}, "used", c.sum, c.used)
+	}
+}
+
+// partition folds one partition of the log up to the snapshot, compares the balances, and goes on to the hot counters.
+func (a *auditor) partition(ctx context.Context, p int) error {
+	state := &a.snap.states[p]
+	same, err := a.holds(ctx, p, state.LastOffset, state.LastEvent)
+	if err != nil {
+		return err
+	}
+	if !same {
+		a.cannotFold("partition %d of the log is not the one that the balances were made from: record %d is not event %s", p, state.LastOffset, state.LastEvent)
+		return nil
+	}
+	begin, err := a.inLog(ctx, p)
+	if errors.Is(err, errNoBeginning) {
+		a.cannotFold("%v", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	fold := ledger.NewFold(a.snap.dead)
+	if err := a.resume(ctx, fold, begin); err != nil {
+		return err
+	}
+	err = a.readLog(ctx, p, span{begin.offset, state.Offset}, func(r *ledger.Record) error {
+		a.verdict.Events++
+		if fold.Apply(r) {
+			a.exceptions(r)
 		}
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("fold partition %d of the log: %w", partition, err)
+		return err
 	}
-	return nil
+	a.balances(fold)
+	if a.Counters == nil {
+		return nil
+	}
+	return a.hotPartition(ctx, p, fold)
+}
+
+func (a *auditor) lags(format string, args ...any) {
+	a.verdict.Lagging = append(a.verdict.Lagging, fmt.Sprintf(format, args...))
+}
+
+// cannotFold is lags for a partition whose accounts are not known from the log.
+func (a *auditor) cannotFold(format string, args ...any) {
+	a.gaps = true
+	a.lags(format, args...)
+}
+
+// balances compares the accounts of one partition with its fold. Those of channels are added up first.
+func (a *auditor) balances(fold *ledger.Fold) {
+	fold.Each(func(account ledger.Account, want ledger.Balance) bool {
+		if account.Kind == ledger.ChannelAccount {
+			a.channels[account] = a.channels[account].Plus(want)
+			return true
+		}
+		a.compare(account, want)
+		return true
+	})
+}
+
+func (a *auditor) compare(account ledger.Account, want ledger.Balance) {
+	got, stored := a.snap.balances[account]
+	if got.Balance != want {
+		a.changed++
+	}
+	a.verdict.differBalance(storeAccounts, account, want, got.Balance)
+	if stored {
+		got.folded = true
+		a.snap.balances[account] = got
+	}
+}
+
+// unfolded compares the channels, and names accounts that no event made. If a partition could not be folded, its accounts are not
+// known from those.
+func (a *auditor) unfolded() {
+	if a.gaps {
+		return
+	}
+	for account, want := range a.channels {
+		a.compare(account, want)
+	}
+	for account, e := range a.snap.balances {
+		if !e.folded {
+			if !e.IsZero() {
+				a.changed++
+			}
+			a.verdict.differBalance(storeAccounts, account, ledger.Balance{}, e.Balance)
+		}
+	}
 }
 
 // exceptions counts the charges that L3 allows beside what was held.
@@ -202,196 +296,29 @@ func Late(epochs []ledger.EpochRecord, r *ledger.Record) bool {
 	return false
 }
 
-// compare names every account in which got differs from want.
-func (a *auditor) compare(store string, want, got map[ledger.Account]ledger.Balance) {
-	for account, w := range want {
-		a.verdict.differBalance(store, account, w, got[account])
-	}
-	for account, g := range got {
-		if _, known := want[account]; !known {
-			a.verdict.differBalance(store, account, ledger.Balance{}, g)
-		}
-	}
-}
-
-// usageLog compares the usage log's exact sums with the balances. A dead letter is in the usage log, where it happened, and not in
-// the balances until it is re-driven.
-func (a *auditor) usageLog(ctx, waitCtx context.Context) error {
-	if !a.await(waitCtx, "the usage log", func() (bool, error) {
-		for p, m := range a.snap.offsets {
-			pos, err := a.Usage.Position(ctx, p)
-			if err != nil || pos.Offset < m {
-				return false, err
-			}
-		}
-		return true, nil
-	}) {
-		return nil
-	}
-	want := make(map[ledger.Account]ledger.Balance, len(a.snap.balances))
-	for account, b := range a.snap.balances {
-		want[account] = b
-	}
-	if a.snap.deadCount > 0 {
-		if err := a.addDead(ctx, want); err != nil {
-			return err
-		}
-	}
-	got := make(map[ledger.Account]ledger.Balance, len(want))
-	err := a.Usage.Totals(ctx, nil, a.snap.offsets, func(account ledger.Account, b ledger.Balance) error {
-		got[account] = b
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("sum up the usage log: %w", err)
-	}
-	a.compare("usage log", want, got)
-	err = a.Usage.Shown(ctx, a.snap.offsets, func(account ledger.Account, more int64) error {
-		charged := got[account].Charged
-		a.verdict.differ("usage log quota", account, "quota", charged, charged+more)
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("look at the quotas that the usage log shows: %w", err)
-	}
-	return nil
-}
-
-// addDead adds the dead letters that waited at the snapshot.
-func (a *auditor) addDead(ctx context.Context, to map[ledger.Account]ledger.Balance) error {
-	const page = 500
-	partition, offset := -1, int64(-1)
-	for {
-		letters, err := a.DB.DeadLetters(ctx, partition, offset, page)
-		if err != nil {
-			return fmt.Errorf("read dead letters: %w", err)
-		}
-		for i := range letters {
-			l := &letters[i]
-			partition, offset = l.Partition, l.Offset
-			waiting := l.RedriveOffset < 0 || l.RedriveOffset >= a.snap.offsets[l.RedrivePartition]
-			if l.Offset >= a.snap.offsets[l.Partition] || !waiting {
-				continue
-			}
-			ev, err := ledger.Decode(l.Value)
-			if err != nil {
-				continue // it could not be decoded by the usage log either
-			}
-			for _, d := range ev.Deltas(nil) {
-				to[d.Account] = to[d.Account].Plus(d.Balance)
-			}
-		}
-		if len(letters) < page {
-			return nil
-		}
-	}
-}
-
 // await polls until done says so, and reports a store that lags.
-func (a *auditor) await(ctx context.Context, what string, done func() (bool, error)) bool {
-	ticker := time.NewTicker(pollEvery)
-	defer ticker.Stop()
+func (a *auditor) await(ctx context.Context, what string, done func() (bool, error)) (bool, error) {
 	for {
 		ok, err := done()
 		if ok {
-			return true
+			return true, nil
 		}
-		select {
-		case <-ctx.Done():
+		if ctx.Err() != nil {
+			return false, ctx.Err()
+		}
+		if a.left <= 0 {
 			reason := "has not caught up with the balances"
 			if err != nil {
 				reason = err.Error()
 			}
-			a.verdict.Lagging = append(a.verdict.Lagging, what+": "+reason)
-			return false
-		case <-ticker.C:
+			a.lags("%s: %s", what, reason)
+			return false, nil
 		}
+		start := time.Now()
+		select {
+		case <-ctx.Done():
+		case <-time.After(pollEvery):
+		}
+		a.left -= time.Since(start)
 	}
-}
-
-// hotCounters compares every account of the hot counters, each with the fold of the log at the offset where it stands, and every hold with
-// the registry.
-func (a *auditor) hotCounters(ctx, waitCtx context.Context) error {
-	for p := range a.snap.partitions {
-		if !a.await(waitCtx, fmt.Sprintf("the hot counters of partition %d", p), func() (bool, error) {
-			st, err := a.Counters.State(ctx, p)
-			return err == nil && st[0].Present && !st[0].Foreign && st[0].Open && st[0].Done >= a.snap.offsets[p], err
-		}) {
-			continue
-		}
-		if err := a.hotPartition(ctx, p); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// maxHot bounds the accounts of one partition that verify holds in memory at once.
-const maxHot = 5_000_000
-
-func (a *auditor) hotPartition(ctx context.Context, partition int) error {
-	var accounts []ledger.HotAccount
-	seen := map[ledger.Account]int{}
-	holds := map[ledger.ID]ledger.OpenHold{}
-	err := a.Counters.All(ctx, partition, func(h ledger.HotAccount) error {
-		if !h.Loaded {
-			return nil
-		}
-		if len(accounts) == maxHot {
-			return errors.New("more hot accounts in one partition than verify holds")
-		}
-		if i, twice := seen[h.Account]; twice {
-			accounts[i] = h
-			return nil
-		}
-		seen[h.Account] = len(accounts)
-		accounts = append(accounts, h)
-		return nil
-	}, func(h ledger.OpenHold) error {
-		holds[h.Hold] = h
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("read the hot counters of partition %d: %w", partition, err)
-	}
-	a.verdict.Holds += len(holds)
-	for id, h := range holds {
-		if a.snap.closed[h.Incarnation] {
-			a.verdict.differ("hot counters", ledger.Account{Kind: ledger.UserAccount, ID: h.User}, "hold "+id.String()+" of a closed incarnation", 0, h.Amount)
-		}
-	}
-	return a.compareHot(ctx, partition, accounts)
-}
-
-// compareHot folds on from the snapshot, and compares each account where it stands: at max(at, done).
-func (a *auditor) compareHot(ctx context.Context, partition int, accounts []ledger.HotAccount) error {
-	place := func(h *ledger.HotAccount) int64 { return max(h.At, h.Done) }
-	slices.SortFunc(accounts, func(x, y ledger.HotAccount) int { return int(max(-1, min(1, place(&x)-place(&y)))) })
-	// What was dead-lettered since the snapshot must not count either.
-	dead, err := a.DB.DeadIndex(ctx)
-	if err != nil {
-		return fmt.Errorf("read dead letters: %w", err)
-	}
-	fold, at := a.folds[partition], a.snap.offsets[partition]
-	fold.SetDead(dead)
-	for i := range accounts {
-		h := &accounts[i]
-		to := place(h)
-		if to < at {
-			// It stood below the snapshot when it was read: a new epoch began meanwhile. The next verify sees it.
-			a.verdict.Lagging = append(a.verdict.Lagging, fmt.Sprintf("the hot counters of partition %d began anew during verify", partition))
-			return nil
-		}
-		if to > at {
-			if err := a.fold(ctx, fold, partition, span{at, to}); err != nil {
-				return err
-			}
-			at = to
-		}
-		want := fold.Balances()[h.Account]
-		a.verdict.Hot++
-		a.verdict.differ("hot counters", h.Account, "granted", want.Granted, h.Granted)
-		a.verdict.differ("hot counters", h.Account, "charged", want.Charged, h.Charged)
-	}
-	return nil
 }
