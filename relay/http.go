@@ -39,6 +39,11 @@ func NewHandler(cfg HandlerConfig) http.Handler {
 		return c.JSON(http.StatusOK, map[string]any{"ready": true})
 	})
 	e.GET("/metrics", echo.WrapHandler(cfg.Metrics))
+	if cfg.RedirectTo == "" {
+		e.GET("/", func(c echo.Context) error {
+			return c.String(http.StatusOK, "This is Ledgerline. OpenAI's API is at /v1, the management API at /api. There is no web console.\n")
+		})
+	}
 	e.HTTPErrorHandler = cfg.unmatched
 	return e
 }

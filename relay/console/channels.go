@@ -247,6 +247,9 @@ const maxModelName = 255
 
 // checkChannel refuses what the relay would not understand.
 func checkChannel(c *sqlstore.ChannelRow) error {
+	if c.BaseURL != "" && !strings.HasPrefix(c.BaseURL, "http://") && !strings.HasPrefix(c.BaseURL, "https://") {
+		return no("the base_url %q must begin with http:// or https://", c.BaseURL)
+	}
 	for _, b := range channelBounds {
 		if n := len([]rune(b.value(c))); n > b.most {
 			return no("%s has %d characters, at most %d are stored", b.name, n, b.most)

@@ -385,6 +385,7 @@ func TestChannels(t *testing.T) {
 		{"name": "x", "key": " ", "models": "m"},
 		{"name": strings.Repeat("x", 192), "key": "k"},
 		{"name": "x", "key": "k", "weight": -1},
+		{"name": "x", "key": "k", "models": "m", "base_url": "upstream.example"},
 		{"name": "x", "key": "k", "models": strings.Repeat("m", 256)},
 	} {
 		if r := create("single", c); r.ok() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -113,7 +114,11 @@ func (d *Desk) reassert(ctx context.Context, v *view, st *ledger.Counters) error
 	}
 	v.earlier = map[*book]uint64{own: own.journal.LastSeq(st.Partition)}
 	v.move(st.Epoch, false)
-	d.log.Info("holds re-asserted into a new epoch", "partition", st.Partition, "epoch", st.Epoch, "holds", len(holds))
+	level := slog.LevelInfo
+	if len(holds) == 0 {
+		level = slog.LevelDebug // at every start, for every partition
+	}
+	d.log.Log(ctx, level, "holds re-asserted into a new epoch", "partition", st.Partition, "epoch", st.Epoch, "holds", len(holds))
 	return nil
 }
 
