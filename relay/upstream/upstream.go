@@ -37,8 +37,6 @@ const maxResponseHeader = 256 << 10
 // Client sends requests. It is safe for use by many goroutines.
 type Client struct {
 	transport *http.Transport
-	direct    *direct
-	places    places
 }
 
 // New builds a client.
@@ -57,10 +55,7 @@ func New(cfg Config) *Client {
 		cfg.MaxIdlePerHost = 100
 	}
 	dialer := &net.Dialer{Timeout: cfg.ConnectTimeout, KeepAlive: 30 * time.Second}
-	return &Client{direct: &direct{
-		dialer: dialer, headWait: cfg.FirstByteTimeout, idleFor: cfg.IdleConnTimeout, perHost: cfg.MaxIdlePerHost, total: cfg.MaxIdle,
-		idle: map[string][]*wire{},
-	}, transport: &http.Transport{
+	return &Client{transport: &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            dialer.DialContext,
 		TLSHandshakeTimeout:    cfg.ConnectTimeout,
@@ -72,16 +67,13 @@ func New(cfg Config) *Client {
 		MaxResponseHeaderBytes: maxResponseHeader,
 		DisableCompression:     true, // streams pass byte-exact
 		ForceAttemptHTTP2:      true,
-		ReadBufferSize:         readBuffer,
+		ReadBufferSize:         16 << 10,
 		WriteBufferSize:        16 << 10,
 	}}
 }
 
 // Close closes idle connections.
-func (c *Client) Close() {
-	c.transport.CloseIdleConnections()
-	c.direct.closeIdle(time.Now())
-}
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 // Call is one request to one channel.
 type Call struct {
@@ -97,29 +89,34 @@ type Call struct {
 // ErrUnsupported is returned for a channel type whose API the relay does not speak yet.
 var ErrUnsupported = errors.New("the relay cannot serve this channel type yet")
 
-// Do sends the call. The caller closes the body, and reads it in the goroutine that closes it. Errors do not contain the key;
-// they may contain the address, so they are for the log, not for clients.
+// Do sends the call. The caller closes the body. Errors do not contain the key; they may contain the address, so they are for
+// the log, not for clients.
 func (c *Client) Do(ctx context.Context, call Call) (*http.Response, error) {
-	p, err := c.places.of(&call)
+	target, err := Target(call.Channel, call.Path, call.Model)
 	if err != nil {
 		return nil, err
 	}
-	var space [8]field
-	fields := call.fields(space[:0])
-	if p.direct && len(call.Body) <= maxDirectBody && len(call.Channel.Headers) == 0 && valid(fields) {
-		resp, err := c.direct.do(ctx, p, fields, call.Body)
-		if err != nil {
-			return nil, fmt.Errorf("send upstream request to %s: %w", p.addr, err)
-		}
-		return resp, nil
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.target, bytes.NewReader(call.Body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, target, bytes.NewReader(call.Body))
 	if err != nil {
 		return nil, fmt.Errorf("build upstream request: %w", err)
 	}
-	for _, f := range fields {
-		req.Header[f.name] = []string{f.value}
+	h := req.Header
+	h["Content-Type"] = []string{"application/json"}
+	if call.Stream {
+		h["Accept"] = []string{"text/event-stream"}
+	} else {
+		h["Accept"] = []string{"application/json"}
 	}
+	if call.Channel.Type == TypeAzure {
+		h["Api-Key"] = []string{call.Key}
+	} else {
+		h["Authorization"] = []string{"Bearer " + call.Key}
+	}
+	if call.Channel.Organization != "" {
+		h["Openai-Organization"] = []string{call.Channel.Organization}
+	}
+	h["X-Oneapi-Request-Id"] = []string{call.RequestID}
+	h["User-Agent"] = []string{"ledgerline"}
 	for k, v := range call.Channel.Headers {
 		req.Header.Set(k, v)
 	}
@@ -128,33 +125,6 @@ func (c *Client) Do(ctx context.Context, call Call) (*http.Response, error) {
 		return nil, fmt.Errorf("send upstream request: %w", err)
 	}
 	return resp, nil
-}
-
-// fields appends the request's headers, in canonical form.
-func (call *Call) fields(dst []field) []field {
-	accept := "application/json"
-	if call.Stream {
-		accept = "text/event-stream"
-	}
-	dst = append(dst, field{"Content-Type", "application/json"}, field{"Accept", accept})
-	if call.Channel.Type == TypeAzure {
-		dst = append(dst, field{"Api-Key", call.Key})
-	} else {
-		dst = append(dst, field{"Authorization", "Bearer " + call.Key})
-	}
-	if call.Channel.Organization != "" {
-		dst = append(dst, field{"Openai-Organization", call.Channel.Organization})
-	}
-	return append(dst, field{"X-Oneapi-Request-Id", call.RequestID}, field{"User-Agent", "ledgerline"})
-}
-
-func valid(fields []field) bool {
-	for _, f := range fields {
-		if !validValue(f.value) {
-			return false
-		}
-	}
-	return true
 }
 
 // Target returns the URL of an API path on a channel. Errors: ErrUnsupported, or a base_url that is no http(s) URL.
