@@ -97,9 +97,11 @@ func TestDurableBeforeSent(t *testing.T) {
 	defer func() { _ = resp.Body.Close() }()
 	n.wantRead(resp.Body, contentChunk(" the")+contentChunk(" the"))
 	g.close()
-	end := finishChunk + `data: {"id":"c1","choices":[],"usage":{"prompt_tokens":9,"completion_tokens":2}}` + "\n\ndata: [DONE]\n\n"
-	next <- strings.Replace(end, "data: [DONE]\n\n", "", 1)
-	next <- "data: [DONE]\n\n"
+	// None of what comes now may pass: not the finish that a keep-alive follows, not [DONE], nothing behind it.
+	end := finishChunk + ": alive\n\n" + `data: {"id":"c1","choices":[],"usage":{"prompt_tokens":9,"completion_tokens":2}}` + "\n\ndata: [DONE]\n\n: alive\n\n" + contentChunk(" the")
+	for piece := range strings.SplitAfterSeq(end, "\n\n") {
+		next <- piece
+	}
 	close(next)
 	rest := make(chan string, 1)
 	go func() {
@@ -116,8 +118,38 @@ func TestDurableBeforeSent(t *testing.T) {
 	g.open()
 	got := <-rest
 	tail, err := io.ReadAll(resp.Body)
-	if want := finishChunk + "data: [DONE]\n\n"; err != nil || got+string(tail) != want {
+	if want := withoutUsageOnly(end); err != nil || got+string(tail) != want {
 		t.Errorf("the end is %q, %v, want %q", got+string(tail), err, want)
+	}
+}
+
+// The same for a stream that has no finish, only [DONE].
+func TestDoneWaits(t *testing.T) {
+	s := newStack(t, relaytest.Script{})
+	feeds := s.handFed()
+	disk := journaltest.NewDisk(1)
+	n := s.start(onDisk(disk.Process()))
+	a := n.account(start, -1)
+	g := newGate(disk)
+	l := n.stream(a.key, feeds)
+	for l.text() != contentChunk(" the") {
+		time.Sleep(time.Millisecond) // it is on its way
+	}
+	g.close()
+	l.next <- "data: [DONE]\n\n"
+	close(l.next)
+	<-g.hit
+	select {
+	case <-l.done:
+		t.Fatal("the stream ended before the usage was durable")
+	case <-time.After(30 * time.Millisecond): // a correct relay waits for the gate
+	}
+	if got := l.text(); got != contentChunk(" the") {
+		t.Errorf("%q was sent before the usage was durable", got)
+	}
+	g.open()
+	if got := l.end(); got.body != contentChunk(" the")+"data: [DONE]\n\n" {
+		t.Errorf("got %q", got.body)
 	}
 }
 

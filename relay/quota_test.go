@@ -245,6 +245,29 @@ func TestStreamOutgrowsTheQuota(t *testing.T) {
 	}
 }
 
+// Where tokens are shorter than usual, no more of them pass than are paid for.
+func TestShortTokensAtTheEndOfTheQuota(t *testing.T) {
+	s := newStack(t, relaytest.Script{})
+	piece := contentChunk("é") // one token of two bytes
+	s.sql("UPDATE channels SET base_url = ? WHERE id = 1", s.upstreamOf(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for r.Context().Err() == nil {
+			_, _ = w.Write([]byte(piece))
+			_ = http.NewResponseController(w).Flush()
+		}
+	}))
+	n := s.start(slices64)
+	const pays = 150
+	a := n.account(1_000_000, price(counted, pays))
+	got := n.post(a.key, chatPath, chat("", streamed))
+	if sent := strings.Count(got.body, piece); sent != pays {
+		t.Errorf("%d tokens were sent, %d are paid for", sent, pays)
+	}
+	if left := n.left(a.tokens, a.user); left != 0 {
+		t.Errorf("%d units are left", left)
+	}
+}
+
 // Pieces of many tokens may cross the line: the one that does is not sent, and the account does not go below zero.
 func TestBigPiecesAtTheEndOfTheQuota(t *testing.T) {
 	s := newStack(t, relaytest.Script{})
