@@ -173,6 +173,9 @@ func TestOpenSettleShipRetire(t *testing.T) {
 	if err := j.Retire(); err != nil {
 		t.Fatal(err)
 	}
+	if retired, err := journal.Retired(cfg, incarnation); err != nil || !retired {
+		t.Errorf("Retired says %v, %v; want true", retired, err)
+	}
 	if _, _, err := journal.Adopt(cfg, incarnation); !errors.Is(err, journal.ErrRetired) {
 		t.Fatalf("adopting a retired directory: %v", err)
 	}
