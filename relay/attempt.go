@@ -15,6 +15,10 @@ import (
 	"ledgerline/relay/upstream"
 )
 
+// maxUpstreamID bounds what is kept of an upstream's request id (L7): one as long as its headers may be would make the usage event
+// larger than an event can be, and nothing could bill the answer.
+const maxUpstreamID = 256
+
 // relay forwards the admitted request and ends its hold, whatever happens. Until the first byte of an answer was sent to
 // the client it may try other channels.
 func (x *exchange) relay() {
@@ -30,6 +34,9 @@ func (x *exchange) relay() {
 	}
 	defer func() { _ = resp.Body.Close() }() // reading it reported what mattered
 	x.upstream = resp.Header.Get("X-Request-Id")
+	if len(x.upstream) > maxUpstreamID {
+		x.upstream = strings.ToValidUTF8(x.upstream[:maxUpstreamID], "")
+	}
 	if x.req.Stream && isStream(resp) {
 		x.stream(ctx, cancel, resp)
 		return

@@ -3,6 +3,9 @@ package relay_test
 import (
 	"context"
 	"errors"
+	"io"
+	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -259,4 +262,24 @@ func TestGivenUpWithoutTheDatabase(t *testing.T) {
 	if left := lost.left(a.users, a.user); left != 990 {
 		t.Errorf("%d units are left", left)
 	}
+}
+
+// An upstream's request id may be as long as its headers: the answer is billed all the same.
+func TestLongUpstreamRequestID(t *testing.T) {
+	s := newStack(t, relaytest.Script{})
+	s.sql("UPDATE channels SET base_url = ? WHERE id = 1", s.upstreamOf(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Request-Id", strings.Repeat(`"`, 200<<10)) // twice as long in JSON
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"id":"x","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}`)
+	}))
+	n := s.start()
+	a := n.account(start, -1)
+	got := n.post(a.key, chatPath, chat(""))
+	if got.status != http.StatusOK {
+		t.Fatalf("%d %s", got.status, got.body)
+	}
+	if ev := n.event(got.request()); len(ev.Request.Upstream) != 256 || ev.Charged != price(3, 1) {
+		t.Errorf("an id of %d bytes, %d charged", len(ev.Request.Upstream), ev.Charged)
+	}
+	n.wantNothing(t, a, 1)
 }
