@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ledgerline/consumers"
+	"ledgerline/consumers/audit"
 	"ledgerline/consumers/quota"
 	"ledgerline/ledger/journal"
 	"ledgerline/ledger/sqlstore"
@@ -36,6 +37,13 @@ func (n *node) masterDuties(ctx context.Context) error {
 		return nil
 	})
 	duties.Go(func() error {
+		if err := n.retain(ctx); err != nil && ctx.Err() == nil {
+			n.log.Warn("snapshots or the life of usage rows could not be seen to; it is tried again", "error", err)
+		}
+		n.periodically(ctx, time.Hour, "snapshots and the life of usage rows", n.retain)
+		return nil
+	})
+	duties.Go(func() error {
 		n.periodically(ctx, time.Hour, "tidy up", func(ctx context.Context) error {
 			if _, err := n.db.PruneChanges(ctx, time.Now().Add(-keepChanges)); err != nil {
 				return err
@@ -48,6 +56,11 @@ func (n *node) masterDuties(ctx context.Context) error {
 		return nil
 	})
 	return duties.Wait()
+}
+
+// retain takes the snapshots that LOG_SQL_CLICKHOUSE_TTL_DAYS needs, and lets older rows of the usage log expire.
+func (n *node) retain(ctx context.Context) error {
+	return audit.Retain(ctx, audit.Retention{DB: n.db, Usage: n.usage, Days: n.cfg.LogTTLDays, Log: n.log})
 }
 
 // moveNow makes the outbox move at once, if this process has a desk.

@@ -193,21 +193,11 @@ func openUsage(ctx context.Context, cfg *config, log *slog.Logger) (usagelog.Sto
 	if !cfg.master() {
 		return store, nil
 	}
-	if err := errors.Join(store.Migrate(ctx), expire(ctx, cfg, store, log)); err != nil {
+	if err := store.Migrate(ctx); err != nil {
 		_ = store.Close()
 		return nil, err
 	}
 	return store, nil
-}
-
-// expire gives ClickHouse the TTL of LOG_SQL_CLICKHOUSE_TTL_DAYS, unless a replay needs the rows: then it says so and keeps them.
-func expire(ctx context.Context, cfg *config, store usagelog.Store, log *slog.Logger) error {
-	err := store.SetTTL(ctx, cfg.LogTTLDays, time.Time{})
-	if _, kept := errors.AsType[*usagelog.RetentionError](err); kept {
-		log.Warn("LOG_SQL_CLICKHOUSE_TTL_DAYS is not applied: verify and replay need the rows", "days", cfg.LogTTLDays, "reason", err)
-		return nil
-	}
-	return err
 }
 
 // patiently repeats f while an engine is out of reach, at most engineWait, and says what it waits for.
