@@ -71,9 +71,13 @@ type ReplayReport struct {
 
 // Replay folds every partition and writes its balances in place, then begins a new epoch of its hot counters. Traffic may go on.
 func Replay(ctx context.Context, s Stores, o ReplayOptions) (*ReplayReport, error) {
+	return replayAt(ctx, s, o, time.Now())
+}
+
+func replayAt(ctx context.Context, s Stores, o ReplayOptions, now time.Time) (*ReplayReport, error) {
 	r := &replayer{o: o, started: time.Now()}
 	var err error
-	if r.beginnings, err = newBeginnings(ctx, s, time.Now()); err != nil {
+	if r.beginnings, err = newBeginnings(ctx, s, now); err != nil {
 		return nil, err
 	}
 	states, err := s.DB.Partitions(ctx)

@@ -20,7 +20,8 @@ func snapshotInterval(kept time.Duration) time.Duration {
 }
 
 // snapshotMargin is how much younger than the oldest rows a snapshot must be for a fold to begin there: a row expires by the time of its
-// event, and an event may have waited in a journal for the log to come back.
+// event, and an event may have waited in a journal for the log to come back. What waited for longer than this and was made before the
+// rows' life began is lost to the usage log at once: a verify then names it, and a replay needs the log as its source.
 func snapshotMargin(kept time.Duration) time.Duration { return min(24*time.Hour, kept/4) }
 
 // Retention is what Retain works on.

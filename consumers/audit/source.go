@@ -1,9 +1,11 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"ledgerline/ledger"
@@ -159,9 +161,28 @@ func (s Stores) readUsage(ctx context.Context, partition int, r span, fn func(*l
 	if err != nil {
 		return err
 	}
+	expired, err := s.redriven(ctx, partition, span{r.from, min(r.to, has)})
+	if err != nil {
+		return err
+	}
+	// catchUp calls fn for the re-drives below an offset that the usage log did not have.
+	catchUp := func(offset int64) error {
+		for ; len(expired) > 0 && expired[0].Offset < offset; expired = expired[1:] {
+			if err := fn(&expired[0]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	var decoder ledger.Decoder
 	rec := ledger.Record{Partition: partition}
 	if err := s.Usage.Scan(ctx, partition, r.from, min(r.to, has), func(offset int64, value []byte) error {
+		if err := catchUp(offset); err != nil {
+			return err
+		}
+		if len(expired) > 0 && expired[0].Offset == offset {
+			expired = expired[1:]
+		}
 		decoder.Reset()
 		rec.Offset, rec.Value = offset, value
 		rec.Err = decoder.Decode(value, &rec.Event)
@@ -172,10 +193,59 @@ func (s Stores) readUsage(ctx context.Context, partition int, r span, fn func(*l
 	}); err != nil {
 		return fmt.Errorf("scan [%d, %d) of partition %d of the usage log: %w", r.from, r.to, partition, err)
 	}
+	if err := catchUp(r.to); err != nil {
+		return err
+	}
 	if has >= r.to {
 		return nil
 	}
 	return s.readLog(ctx, partition, span{max(has, r.from), r.to}, fn)
+}
+
+// redriven returns the re-drives that were applied in a range, by offset, if rows of the usage log expire: a re-drive has the time of its
+// original, and expires with it, wherever it lies. The dead-letter store has what it applied. Who sent the copy is not known, so it
+// is made a producer of its own.
+func (s Stores) redriven(ctx context.Context, partition int, r span) ([]ledger.Record, error) {
+	if s.UsageKept == 0 {
+		return nil, nil
+	}
+	var list []ledger.Record
+	seen := map[int64]bool{}
+	err := s.deadLetters(ctx, func(l *sqlstore.DeadLetter) error {
+		if !l.Redriven || l.RedrivePartition != partition || l.RedriveOffset < r.from || l.RedriveOffset >= r.to || seen[l.RedriveOffset] {
+			return nil
+		}
+		event, err := ledger.Decode(l.Value)
+		if err != nil {
+			return fmt.Errorf("decode the dead letter that was re-driven at %d: %w", l.RedriveOffset, err)
+		}
+		seen[l.RedriveOffset] = true
+		event.Redrive, event.Producer, event.Seq, event.Prev = true, event.ID, 1, 0
+		list = append(list, ledger.Record{Partition: partition, Offset: l.RedriveOffset, Value: l.Value, Event: event})
+		return nil
+	})
+	slices.SortFunc(list, func(a, b ledger.Record) int { return cmp.Compare(a.Offset, b.Offset) })
+	return list, err
+}
+
+// deadLetters calls fn for every dead letter, in order of partition and offset.
+func (s Stores) deadLetters(ctx context.Context, fn func(*sqlstore.DeadLetter) error) error {
+	const page = 500
+	for partition, offset := -1, int64(-1); ; {
+		letters, err := s.DB.DeadLetters(ctx, partition, offset, page)
+		if err != nil {
+			return fmt.Errorf("read dead letters: %w", err)
+		}
+		for i := range letters {
+			partition, offset = letters[i].Partition, letters[i].Offset
+			if err := fn(&letters[i]); err != nil {
+				return err
+			}
+		}
+		if len(letters) < page {
+			return nil
+		}
+	}
 }
 
 // usageReaches returns how far the usage log has come, as soon as it has come to an offset or the log has the rest.

@@ -72,7 +72,7 @@ func (a *auditor) usageFrom(ctx context.Context) ([]int64, error) {
 		}
 		from[p], begun = begin.offset, true
 		for account, b := range snapshot.Balances {
-			a.gain(account, ledger.Balance{Granted: -b.Granted, Charged: -b.Charged, Requests: -b.Requests})
+			a.gain(account, negative(b))
 		}
 	}
 	if !begun {
@@ -91,43 +91,36 @@ func (a *auditor) gain(account ledger.Account, b ledger.Balance) {
 // addDead moves each dead letter from the place where it was re-driven, if it was, to where it happened. A letter and its
 // re-drive may lie on both sides of from and of M.
 func (a *auditor) addDead(ctx context.Context, from []int64) error {
-	const page = 500
 	within := func(partition int, offset int64) bool {
 		return offset >= 0 && offset < a.snap.offsets[partition] && (from == nil || offset >= from[partition])
 	}
 	seen := map[ledger.ID]bool{} // an event may be dead at several places; to the usage log it is one, at the first of them
-	for partition, offset := -1, int64(-1); ; {
-		letters, err := a.DB.DeadLetters(ctx, partition, offset, page)
-		if err != nil {
-			return fmt.Errorf("read dead letters: %w", err)
+	return a.deadLetters(ctx, func(l *sqlstore.DeadLetter) error {
+		ev, err := ledger.Decode(l.Value)
+		if err != nil || seen[ev.ID] {
+			return nil //nolint:nilerr // what cannot be decoded is not in the usage log either
 		}
-		for i := range letters {
-			l := &letters[i]
-			partition, offset = l.Partition, l.Offset
-			ev, err := ledger.Decode(l.Value)
-			if err != nil || seen[ev.ID] {
-				continue // what cannot be decoded is not in the usage log either
-			}
-			seen[ev.ID] = true
-			there := within(l.Partition, l.Offset)
-			counted := l.Redriven && within(l.RedrivePartition, l.RedriveOffset)
-			if !l.Redriven && ev.Key != "" {
-				// Moved again, it may have been applied as an event of its own.
-				if counted, err = a.DB.OutboxApplied(ctx, ev.Key); err != nil && !errors.Is(err, sqlstore.ErrNotFound) {
-					return fmt.Errorf("read the key of a dead letter: %w", err)
-				}
-			}
-			for _, d := range ev.Deltas(nil) {
-				switch {
-				case there && !counted:
-					a.gain(d.Account, d.Balance)
-				case counted && !there:
-					a.gain(d.Account, ledger.Balance{Granted: -d.Balance.Granted, Charged: -d.Balance.Charged, Requests: -d.Balance.Requests})
-				}
+		seen[ev.ID] = true
+		there := within(l.Partition, l.Offset)
+		counted := l.Redriven && within(l.RedrivePartition, l.RedriveOffset)
+		if !l.Redriven && ev.Key != "" {
+			// Moved again, it may have been applied as an event of its own.
+			if counted, err = a.DB.OutboxApplied(ctx, ev.Key); err != nil && !errors.Is(err, sqlstore.ErrNotFound) {
+				return fmt.Errorf("read the key of a dead letter: %w", err)
 			}
 		}
-		if len(letters) < page {
-			return nil
+		for _, d := range ev.Deltas(nil) {
+			switch {
+			case there && !counted:
+				a.gain(d.Account, d.Balance)
+			case counted && !there:
+				a.gain(d.Account, negative(d.Balance))
+			}
 		}
-	}
+		return nil
+	})
+}
+
+func negative(b ledger.Balance) ledger.Balance {
+	return ledger.Balance{Granted: -b.Granted, Charged: -b.Charged, Requests: -b.Requests}
 }

@@ -52,9 +52,13 @@ type auditor struct {
 //
 // It holds the accounts of the database in memory, about 100 bytes each, and those of one partition's fold.
 func Verify(ctx context.Context, s Stores, patience time.Duration) (*Verdict, error) {
+	return verifyAt(ctx, s, patience, time.Now())
+}
+
+func verifyAt(ctx context.Context, s Stores, patience time.Duration, now time.Time) (*Verdict, error) {
 	a := &auditor{verdict: &Verdict{}, channels: map[ledger.Account]ledger.Balance{}, left: patience}
 	var err error
-	if a.beginnings, err = newBeginnings(ctx, s, time.Now()); err != nil {
+	if a.beginnings, err = newBeginnings(ctx, s, now); err != nil {
 		return nil, err
 	}
 	if a.snap, err = a.verdict.look(ctx, s.DB); err != nil {
