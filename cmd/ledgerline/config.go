@@ -20,6 +20,10 @@ import (
 	"ledgerline/ledger/usagelog"
 )
 
+// maxJournalKeep is a day less than consumers remember the marks of a closed incarnation: an older segment that is sent
+// again would count twice (L2).
+const maxJournalKeep = 6 * 24 * time.Hour
+
 // config is everything that can be set, by environment variable. README.md lists them; a test keeps the two in step.
 type config struct {
 	Port          int    `env:"PORT" envDefault:"3000"`
@@ -174,8 +178,8 @@ func (c *config) check() error {
 	if c.OrphanAfter != 0 && c.OrphanAfter < time.Minute {
 		wrong("HOLD_ORPHAN_AFTER=%s: 0 (never) or at least 1m is needed", c.OrphanAfter)
 	}
-	if c.JournalKeep < 0 {
-		wrong("JOURNAL_KEEP=%s: a duration of 0 or more is needed, such as 24h", c.JournalKeep)
+	if c.JournalKeep < 0 || c.JournalKeep > maxJournalKeep {
+		wrong("JOURNAL_KEEP=%s: a duration from 0 to %s is needed, such as 24h", c.JournalKeep, maxJournalKeep)
 	}
 	if c.SessionSecret == "random_string" {
 		wrong(`SESSION_SECRET="random_string": replace the example by a secret of your own, the same on every node`)

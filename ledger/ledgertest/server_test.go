@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/redis/go-redis/v9"
@@ -98,12 +99,19 @@ func TestClickHouseDatabasesAreSeparate(t *testing.T) {
 func TestKafkaTopicTakesRecords(t *testing.T) {
 	brokers, topic := ledgertest.KafkaTopic(t, 2)
 	client := &kafka.Client{Addr: kafka.TCP(brokers...)}
-	res, err := client.Produce(t.Context(), &kafka.ProduceRequest{
-		Topic: topic, Partition: 1, RequiredAcks: kafka.RequireAll,
-		Records: kafka.NewRecordReader(kafka.Record{Value: kafka.NewBytes([]byte("v"))}),
-	})
-	if err != nil || res.Error != nil {
-		t.Fatalf("produce: %v, %v", err, res)
+	// The leader of a new topic may not know yet that it is: what clients have to live with, tests do too.
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		res, err := client.Produce(t.Context(), &kafka.ProduceRequest{
+			Topic: topic, Partition: 1, RequiredAcks: kafka.RequireAll,
+			Records: kafka.NewRecordReader(kafka.Record{Value: kafka.NewBytes([]byte("v"))}),
+		})
+		if err == nil && res.Error == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("produce: %v, %v", err, res)
+		}
 	}
 }
 
