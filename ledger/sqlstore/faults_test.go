@@ -83,7 +83,7 @@ func TestKilledBetweenStatements(t *testing.T) {
 		})
 		exec(t, s, "UPDATE tokens SET remain_quota = 2")
 		killedAt(t, s, "ReplayPartition", func() error {
-			_, err := s.ReplayPartition(ctx, ReplayCall{Partition: 1, Offset: l.end()})
+			_, err := s.ReplayPartition(ctx, ReplayCall{Partition: 1, Offset: l.end(), Balances: map[ledger.Account]ledger.Balance{}})
 			return err
 		})
 		killedAt(t, s, "TakeSnapshot", func() error { _, err := s.TakeSnapshot(ctx, 1); return err })
