@@ -14,7 +14,7 @@ import (
 
 // auditStores is what verify and replay look at.
 func (s *stores) auditStores() audit.Stores {
-	return audit.Stores{DB: s.db, Log: s.events, Usage: s.usage, Counters: s.counters}
+	return audit.Stores{DB: s.db, Log: s.events, Usage: s.usage, Counters: s.counters, UsageKept: s.usageKept}
 }
 
 // verify compares everything that this node can reach.

@@ -67,6 +67,8 @@ type stores struct {
 	usage    usagelog.Store
 	lock     *sqlstore.Lock // held by a node that must be alone
 	log      sqlstore.LogInfo
+
+	usageKept time.Duration // how long rows of the usage log live; 0: for ever
 }
 
 // counters is what a node needs of the hot counters; *hold.Redis and *hold.Local are all of it.

@@ -53,6 +53,9 @@ func openStores(ctx context.Context, cfg *config, log *slog.Logger) (s stores, e
 		s.usage, err = openUsage(ctx, cfg, log)
 		return err
 	})
+	if _, expires := s.usage.(*usagelog.ClickHouse); expires {
+		s.usageKept = time.Duration(cfg.LogTTLDays) * 24 * time.Hour
+	}
 	return s, err
 }
 
