@@ -545,3 +545,18 @@ func TestNothingOpensWithoutTheDatabase(t *testing.T) {
 	}
 	r.isOpen(false, "the database is away")
 }
+
+// A database that was restored while its clock was behind must not number an epoch below the one that the counters have.
+func TestEpochIsNumberedAboveTheCounters(t *testing.T) {
+	onEngines(t, func(r *rig) {
+		r.openEpoch()
+		high := uint64(r.clock.at.Add(24 * time.Hour).UnixMilli())
+		if ok, err := r.counters.Begin(t.Context(), 0, high, 0); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		r.restart()
+		if next := r.begin(); next <= high {
+			t.Errorf("epoch %d begins after %d", next, high)
+		}
+	})
+}

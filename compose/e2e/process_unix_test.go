@@ -1,0 +1,8 @@
+//go:build unix && !linux
+
+package e2e
+
+import "syscall"
+
+// attributes puts a child into a process group of its own. It outlives a test run that is killed.
+func attributes() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
