@@ -22,29 +22,47 @@ type difference struct {
 
 // differences is the table of the README.
 var differences = []difference{
-	{[]string{"no messages", "empty messages", "max_tokens negative", "max_tokens huge"},
+	{
+		[]string{"no messages", "empty messages", "max_tokens negative", "max_tokens huge"},
 		"a field that is missing or out of range", "500 `invalid_request`", "400 `invalid_request`, naming the field in `param`",
-		"it is the client's mistake: a client that retries on 5xx would repeat it"},
-	{[]string{"user soft-deleted"},
-		"the key of a deleted user", "500, database error", "401, as any key that is not valid", "nothing is broken"},
-	{[]string{"upstream 429, stream asked"},
+		"it is the client's mistake: a client that retries on 5xx would repeat it",
+	},
+	{
+		[]string{"user soft-deleted"},
+		"the key of a deleted user", "500, database error", "401, as any key that is not valid", "nothing is broken",
+	},
+	{
+		[]string{"upstream 429, stream asked"},
 		"an upstream's failure when a stream was asked for", "`text/event-stream` with a bare JSON line", "`application/json`",
-		"the body is JSON, and clients read it as such"},
-	{nil, "a field that bears on money given twice", "the last counts", "400 `invalid_request`",
-		"readers disagree on which counts, so the hold could be for one and the upstream obey the other"},
-	{nil, "only open requests are in the way of a hold", "403, or overspend", "429 `quota_held` with Retry-After",
-		"the quota may come back when they end"},
-	{nil, "enough quota for a part of what a request may cost", "admitted; the balance may go below zero",
-		"admitted with `max_tokens` lowered (or added) to what the quota pays for", "no account spends more than it has"},
-	{nil, "a stream without `max_tokens` outgrows the quota", "goes on below zero", "ends with `finish_reason` `length`, charged to the unit",
-		"no account spends more than it has"},
+		"the body is JSON, and clients read it as such",
+	},
+	{
+		nil, "a field that bears on money given twice", "the last counts", "400 `invalid_request`",
+		"readers disagree on which counts, so the hold could be for one and the upstream obey the other",
+	},
+	{
+		nil, "only open requests are in the way of a hold", "403, or overspend", "429 `quota_held` with Retry-After",
+		"the quota may come back when they end",
+	},
+	{
+		nil, "enough quota for a part of what a request may cost", "admitted; the balance may go below zero",
+		"admitted with `max_tokens` lowered (or added) to what the quota pays for", "no account spends more than it has",
+	},
+	{
+		nil, "a stream without `max_tokens` outgrows the quota", "goes on below zero", "ends with `finish_reason` `length`, charged to the unit",
+		"no account spends more than it has",
+	},
 	{nil, "more than $10 on key and wallet", "nothing is reserved", "reserved like any other request", "the bypass is how accounts go below zero"},
 	{nil, "the client of an answer in one piece leaves", "not charged", "charged", "the upstream bills it"},
-	{nil, "the upstream reports no usage", "a usage is put into the answer", "the answer stays as it is; the bill says that it was counted",
-		"answers pass byte for byte"},
+	{
+		nil, "the upstream reports no usage", "a usage is put into the answer", "the answer stays as it is; the bill says that it was counted",
+		"answers pass byte for byte",
+	},
 	{nil, "an embedding, completion or chat body above the limit of time to arrive", "waits", "408 `read_request_body_failed`", "a slow client must not hold memory"},
-	{nil, "the hot counters are being rebuilt or out of reach", "requests go on unreserved", "503 `counters_rebuilding` or `counters_unreachable` with Retry-After",
-		"no free pass"},
+	{
+		nil, "the hot counters are being rebuilt or out of reach", "requests go on unreserved", "503 `counters_rebuilding` or `counters_unreachable` with Retry-After",
+		"no free pass",
+	},
 	{nil, "the node cannot record usage, is full, or stops", "-", "503 `journal_failed`, `node_full`, `node_stopping` with Retry-After", "what cannot be billed is not served"},
 	{nil, "an upstream redirects", "followed", "502", "the key must not travel to another address"},
 	{nil, "a body compressed otherwise than by gzip", "br and zstd are read", "400", "not supported"},

@@ -65,7 +65,7 @@ type exchange struct {
 var processTag = func() string {
 	var b [4]byte
 	for i := range b {
-		b[i] = byte(rand.Uint32()) //nolint:gosec // a label, not a secret
+		b[i] = byte(rand.Uint32())
 	}
 	return hex.EncodeToString(b[:])
 }()
@@ -77,7 +77,7 @@ func newRequestID(now time.Time) string {
 	b = now.UTC().AppendFormat(b, "20060102150405.000000000")
 	copy(b[14:], b[15:])
 	b = append(b[:23], processTag...)
-	n := rand.Uint64() //nolint:gosec // a label, not a secret
+	n := rand.Uint64()
 	for range 8 {
 		b = append(b, letters[n%uint64(len(letters))])
 		n /= uint64(len(letters))

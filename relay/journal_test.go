@@ -198,7 +198,7 @@ func TestJournalFails(t *testing.T) {
 			// withheld answer may have survived: then it is charged, once.
 			disk.Inject(nil)
 			disk.SetFree(-1)
-			next := n.stack.start(onDisk(disk.Process()))
+			next := n.start(onDisk(disk.Process()))
 			next.await("the journal to be closed", func() bool { return next.adopted() == 0 })
 			if left := next.left(a.users, a.user); left != start-next.charged() || next.charged() > price(100, 16) {
 				t.Errorf("%d units are left after charges of %d", left, next.charged())
@@ -242,7 +242,7 @@ func TestJournalFailsInMidStream(t *testing.T) {
 	}
 	n.stop()
 	disk.SetFree(-1)
-	next := n.stack.start(onDisk(disk.Process()))
+	next := n.start(onDisk(disk.Process()))
 	ev := next.event(resp.Header.Get("X-Oneapi-Request-Id"))
 	if ev.Kind != ledger.KindUsageRecovered || ev.Usage.Completion < 20 || ev.Charged != price(ev.Usage.Prompt, ev.Usage.Completion) || ev.Charged > ev.Hold.Amount {
 		t.Errorf("recovered %+v of %+v", ev, ev.Usage)

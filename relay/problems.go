@@ -87,6 +87,8 @@ func (x *exchange) refusal(r *desk.Refusal) (*dialect.Problem, int) {
 	case ledger.OutcomeBusy:
 		return problem(http.StatusTooManyRequests, codeBusy,
 			"the remaining quota is held by requests that are still running, try again when they have finished"), 1
+	case ledger.OutcomeRefused, ledger.OutcomeGranted, ledger.OutcomeNeedLoad, ledger.OutcomeGone:
+		// Only the first of these is a refusal that the desk hands out.
 	}
 	need := "need quota: " + x.dollars(r.Need)
 	if r.Account.Kind == ledger.TokenAccount {

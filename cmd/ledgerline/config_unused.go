@@ -3,7 +3,7 @@ package main
 import "log/slog"
 
 // notHonoured are New API's names that mean something there and nothing here, with what to do instead.
-var notHonoured = map[string]string{
+var notHonoured = map[string]string{ //nolint:gosec // names of variables and advice, no secrets
 	"MEMORY_CACHE_ENABLED":                       "the catalog is always in memory",
 	"CHANNEL_UPDATE_FREQUENCY":                   "balances of upstream accounts are not polled",
 	"CHANNEL_TEST_FREQUENCY":                     "channels are not tested on a schedule",

@@ -94,7 +94,7 @@ func adoptLogCommand(ctx context.Context, args []string, getenv func(string) str
 }
 
 func (r role) check(cfg *config) error {
-	if !(r.relays && r.consumes) && (cfg.embedded() || cfg.RedisURL == "") {
+	if (!r.relays || !r.consumes) && (cfg.embedded() || cfg.RedisURL == "") {
 		return usagef("a node can be split only in a cluster: set KAFKA_BROKERS and REDIS_CONN_STRING")
 	}
 	return nil

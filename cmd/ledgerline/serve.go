@@ -122,7 +122,7 @@ func openLogger(cfg *config, stderr io.Writer) (*slog.Logger, func(), error) {
 			return nil, nil, fmt.Errorf("make log folder (LOG_DIR=%s): %w", cfg.LogDir, err)
 		}
 		name := filepath.Join(cfg.LogDir, "ledgerline-"+time.Now().Format("20060102150405")+".log")
-		file, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640) //nolint:gosec // a log is for the operators' group
+		file, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 		if err != nil {
 			return nil, nil, fmt.Errorf("open log file (LOG_DIR=%s): %w", cfg.LogDir, err)
 		}

@@ -46,7 +46,7 @@ func openStores(ctx context.Context, cfg *config, log *slog.Logger) (s stores, e
 	if err = openLog(ctx, cfg, &s, log); err != nil {
 		return s, err
 	}
-	if s.counters, err = openCounters(ctx, cfg, &s, log); err != nil {
+	if s.counters, err = openCounters(ctx, cfg, log); err != nil {
 		return s, err
 	}
 	err = patiently(ctx, log, "LOG_SQL_DSN", func(ctx context.Context) error {
@@ -151,7 +151,7 @@ func openLog(ctx context.Context, cfg *config, s *stores, log *slog.Logger) erro
 	})
 }
 
-func openCounters(ctx context.Context, cfg *config, s *stores, log *slog.Logger) (counters, error) {
+func openCounters(ctx context.Context, cfg *config, log *slog.Logger) (counters, error) {
 	if cfg.RedisURL == "" {
 		return hold.NewLocal(), nil
 	}

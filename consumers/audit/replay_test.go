@@ -258,7 +258,9 @@ func TestReplayRefuses(t *testing.T) {
 		t.Errorf("verify of such a record: %v", err)
 	}
 	for _, o := range []audit.ReplayOptions{
-		{Source: "x", Target: audit.ToBalances}, {Source: audit.FromLog, Target: "x"}, {Source: audit.FromUsage, Target: audit.ToUsage},
+		{Source: "x", Target: audit.ToBalances},
+		{Source: audit.FromLog, Target: "x"},
+		{Source: audit.FromUsage, Target: audit.ToUsage},
 		{Source: audit.FromLog, Target: audit.ToUsage, DryRun: true},
 	} {
 		if o.Check() == nil {

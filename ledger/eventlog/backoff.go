@@ -22,5 +22,3 @@ func (b *backoff) next() time.Duration {
 	b.wait = min(2*b.wait, backoffMax)
 	return wait/2 + rand.N(wait/2+1)
 }
-
-func (b *backoff) reset() { b.wait = backoffMin }

@@ -108,7 +108,7 @@ func inflate(compression compress.Compression, body []byte) ([]byte, error) {
 		return nil, fmt.Errorf("compression %d is unknown: %w", compression, errBadRecords)
 	}
 	r := codec.NewReader(bytes.NewReader(body))
-	defer r.Close() //nolint:errcheck // nothing is written
+	defer r.Close()
 	inflated, err := io.ReadAll(io.LimitReader(r, maxInflated+1))
 	if err != nil {
 		return nil, fmt.Errorf("decompress: %w", err)

@@ -61,12 +61,13 @@ func (e *Embedded) Close() { e.close.Do(e.cluster.Close) }
 // brokerLogger passes on what the broker has to say from warnings up.
 type brokerLogger struct{ logger *slog.Logger }
 
+// Logf implements kfake.Logger.
 func (l brokerLogger) Logf(level kfake.LogLevel, format string, args ...any) {
 	switch level {
 	case kfake.LogLevelError:
-		l.logger.Error("embedded event log: " + fmt.Sprintf(format, args...))
+		l.logger.Error("embedded event log", "said", fmt.Sprintf(format, args...))
 	case kfake.LogLevelWarn:
-		l.logger.Warn("embedded event log: " + fmt.Sprintf(format, args...))
+		l.logger.Warn("embedded event log", "said", fmt.Sprintf(format, args...))
 	case kfake.LogLevelInfo, kfake.LogLevelDebug, kfake.LogLevelNone:
 	}
 }

@@ -161,7 +161,7 @@ func TestEmbeddedGroupAfterKill(t *testing.T) {
 	first, leave := join(cfg)
 	broker.kill()
 	leave() // as far as it can: the broker is dead
-	broker = startBrokerProcess(t, dir, port)
+	startBrokerProcess(t, dir, port)
 	second, leave := join(cfg)
 	defer leave()
 	t.Logf("joined in %v, after the kill in %v", first, second)

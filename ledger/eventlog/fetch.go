@@ -42,7 +42,7 @@ var (
 )
 
 // ApiKey implements protocol.Message.
-func (r *fetchRequest) ApiKey() protocol.ApiKey { return protocol.Fetch } //nolint:revive // kafka-go's name
+func (r *fetchRequest) ApiKey() protocol.ApiKey { return protocol.Fetch }
 
 // Broker routes the request to the partition's leader.
 func (r *fetchRequest) Broker(cluster protocol.Cluster) (protocol.Broker, error) {
@@ -140,7 +140,7 @@ type fetchResponse struct {
 }
 
 // ApiKey implements protocol.Message.
-func (r *fetchResponse) ApiKey() protocol.ApiKey { return protocol.Fetch } //nolint:revive // kafka-go's name
+func (r *fetchResponse) ApiKey() protocol.ApiKey { return protocol.Fetch }
 
 // decodeFetch reads the response to a request for one partition.
 func decodeFetch(body []byte) (*fetchResponse, error) {

@@ -36,7 +36,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 	cfg := config(disk.Process())
 	cfg.Keep = time.Hour
 	return &world{
-		t: t, disk: disk, cfg: cfg, rand: rand.New(rand.NewPCG(seed, 1)), //nolint:gosec // repeatable
+		t: t, disk: disk, cfg: cfg, rand: rand.New(rand.NewPCG(seed, 1)),
 		opened: map[int]bool{}, closed: map[int]bool{}, tried: map[int]bool{}, chunks: map[int]int64{},
 	}
 }

@@ -54,7 +54,7 @@ func (OS) Open(name string) (File, error) { return openFile(name, os.O_RDWR) }
 func (OS) Create(name string) (File, error) { return openFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL) }
 
 func openFile(name string, flag int) (File, error) {
-	f, err := os.OpenFile(name, flag, 0o600) //nolint:gosec // the path is the operator's JOURNAL_DIR
+	f, err := os.OpenFile(name, flag, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func (OS) Remove(name string) error { return os.Remove(name) }
 
 // SyncDir implements FS.
 func (OS) SyncDir(dir string) error {
-	d, err := os.Open(dir) //nolint:gosec // the path is the operator's JOURNAL_DIR
+	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func (OS) SyncDir(dir string) error {
 
 // Lock implements FS with flock, which the kernel releases when the process dies.
 func (OS) Lock(name string) (io.Closer, error) {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600) //nolint:gosec // the path is the operator's JOURNAL_DIR
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +94,7 @@ func (OS) Lock(name string) (io.Closer, error) {
 
 type osFile struct{ *os.File }
 
+// Size implements File.
 func (f osFile) Size() (int64, error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -102,6 +103,7 @@ func (f osFile) Size() (int64, error) {
 	return info.Size(), nil
 }
 
+// Map implements File.
 func (f osFile) Map(size int64) (Mapping, error) {
 	b, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
@@ -112,5 +114,8 @@ func (f osFile) Map(size int64) (Mapping, error) {
 
 type osMapping []byte
 
+// Bytes implements Mapping.
 func (m osMapping) Bytes() []byte { return m }
-func (m osMapping) Unmap() error  { return unix.Munmap(m) }
+
+// Unmap implements Mapping.
+func (m osMapping) Unmap() error { return unix.Munmap(m) }

@@ -208,13 +208,7 @@ func (j *Journal) Failed() error {
 // FailedC is closed when the journal fails.
 func (j *Journal) FailedC() <-chan struct{} { return j.failing }
 
-// fail makes the failure sticky and tells everybody who waits.
-func (j *Journal) fail(cause error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.failLocked(cause)
-}
-
+// failLocked makes the failure sticky and tells everybody who waits.
 func (j *Journal) failLocked(cause error) {
 	if j.failed == nil {
 		j.failed = fmt.Errorf("%w: %w", ErrFailed, cause)

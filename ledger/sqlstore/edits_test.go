@@ -466,7 +466,7 @@ func dumpAll(t testing.TB, s *Store) dump {
 			out[table] = append(out[table], row)
 		}
 		must(t, rows.Err())
-		must(t, rows.Close())
+		must(t, rows.Close()) //nolint:sqlclosecheck // closed here on purpose, before the next statement
 	}
 	return out
 }

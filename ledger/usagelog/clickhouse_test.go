@@ -110,7 +110,7 @@ func TestTTL(t *testing.T) {
 		{0, time.Time{}, false, 0},
 	} {
 		err := s.SetTTL(ctx, step.days, step.needed)
-		if _, refused := err.(*usagelog.RetentionError); refused != step.refused || err != nil && !refused {
+		if _, refused := err.(*usagelog.RetentionError); refused != step.refused || err != nil && !refused { //nolint:errorlint // exactly this error is wanted
 			t.Errorf("%+v: %v", step, err)
 		}
 		for days, tables := range map[int]int64{7: 0, 30: 0, 90: 0} {

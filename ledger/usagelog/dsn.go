@@ -85,6 +85,6 @@ func clickhouseOptions(dsn string) (*clickhouse.Options, error) {
 	if o.Compression == nil {
 		o.Compression = &clickhouse.Compression{Method: clickhouse.CompressionLZ4}
 	}
-	o.Debug = false // it would print to standard output
+	o.Debug = false //nolint:staticcheck // a DSN may set it, and it would print to standard output
 	return o, nil
 }

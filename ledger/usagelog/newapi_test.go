@@ -221,7 +221,7 @@ func TestDeleteBeforeKeepsWhatASnapshotNeeds(t *testing.T) {
 			}
 			for _, needed := range []time.Time{{}, time.Unix(1009*day, 0)} {
 				_, err := s.DeleteBefore(ctx, time.Unix(1010*day, 0), needed)
-				if refused, ok := err.(*usagelog.RetentionError); !ok || !refused.Needed.Equal(needed) {
+				if refused, ok := err.(*usagelog.RetentionError); !ok || !refused.Needed.Equal(needed) { //nolint:errorlint // exactly this error is wanted
 					t.Errorf("needed %v: %v, want a RetentionError", needed, err)
 				}
 			}

@@ -198,7 +198,7 @@ func (s *SQL) DeleteBefore(ctx context.Context, before, needed time.Time) (int64
 }
 
 func (s *SQL) deleteFrom(ctx context.Context, table string, before int64) (int64, error) {
-	query := fmt.Sprintf("DELETE FROM %s WHERE rowid IN (SELECT rowid FROM %s WHERE created_at < ? LIMIT %d)", table, table, deleteRows)
+	query := fmt.Sprintf("DELETE FROM %s WHERE rowid IN (SELECT rowid FROM %s WHERE created_at < ? LIMIT %d)", table, table, deleteRows) //nolint:gosec // tables and columns are our own, values are parameters
 	if s.mysql {
 		query = fmt.Sprintf("DELETE FROM %s WHERE created_at < ? LIMIT %d", table, deleteRows)
 	}

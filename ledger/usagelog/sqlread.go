@@ -47,7 +47,7 @@ func (s *SQL) List(ctx context.Context, f Filter, page Page) (Listing, error) {
 	counted := 0
 	for _, src := range sources {
 		var n int
-		query := fmt.Sprintf("SELECT COUNT(*) FROM (SELECT 1 AS one FROM %s%s LIMIT %d) AS counted", src.table, &w, bound+1-counted)
+		query := fmt.Sprintf("SELECT COUNT(*) FROM (SELECT 1 AS one FROM %s%s LIMIT %d) AS counted", src.table, &w, bound+1-counted) //nolint:gosec // tables and columns are our own, values are parameters
 		if err := s.db.QueryRowContext(ctx, query, w.args...).Scan(&n); err != nil {
 			return Listing{}, fmt.Errorf("count usage log rows: %w", err)
 		}
@@ -191,7 +191,7 @@ func (s *SQL) Lookup(ctx context.Context, requestID string) ([]Found, error) {
 	if requestID == "" {
 		return nil, nil
 	}
-	rows, err := s.db.QueryContext(ctx, "SELECT u.event_id, u.part, u.log_gen, u.log_offset, e.event, u.id, "+prefixed("u.", entryColumns)+
+	rows, err := s.db.QueryContext(ctx, "SELECT u.event_id, u.part, u.log_gen, u.log_offset, e.event, u.id, "+prefixed("u.", entryColumns)+ //nolint:gosec // tables and columns are our own, values are parameters
 		" FROM ledger_usage u LEFT JOIN ledger_events e ON e.part = u.part AND e.log_gen = u.log_gen AND e.log_offset = u.log_offset"+
 		fmt.Sprintf(" WHERE u.request_id = ? ORDER BY u.log_gen, u.log_offset LIMIT %d", MaxFound), requestID)
 	if err != nil {

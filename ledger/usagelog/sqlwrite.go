@@ -171,7 +171,7 @@ func (s *SQL) insertDead(ctx context.Context, tx *sql.Tx, d *DeadLetter) error {
 	if value == nil {
 		value = []byte{}
 	}
-	_, err := tx.ExecContext(ctx, "INSERT INTO ledger_usage_dead (part, log_gen, log_offset, reason, value, created_at) "+
+	_, err := tx.ExecContext(ctx, "INSERT INTO ledger_usage_dead (part, log_gen, log_offset, reason, value, created_at) "+ //nolint:gosec // tables and columns are our own, values are parameters
 		"VALUES (?, ?, ?, ?, ?, ?)"+s.keep("part, log_gen, log_offset"),
 		d.Partition, d.Log, d.Offset, clip(d.Reason, maxReasonBytes), value, d.At.UnixMilli())
 	return err
@@ -203,7 +203,7 @@ func (i *inserter) flush(ctx context.Context) error {
 		return nil
 	}
 	row := "(" + strings.Repeat("?,", i.columns-1) + "?)"
-	query := i.head + strings.Repeat(row+",", len(i.args)/i.columns-1) + row + i.tail
+	query := i.head + strings.Repeat(row+",", len(i.args)/i.columns-1) + row + i.tail //nolint:gosec // tables and columns are our own, values are parameters
 	if _, err := i.tx.ExecContext(ctx, query, i.args...); err != nil {
 		return err
 	}

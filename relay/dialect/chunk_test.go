@@ -152,13 +152,19 @@ func TestStreamEnd(t *testing.T) {
 	for _, tc := range []struct {
 		name, got, want string
 	}{
-		{"chat", string(AppendLengthEnd(nil, ChatCompletions, h, []int{0, 2})),
+		{
+			"chat", string(AppendLengthEnd(nil, ChatCompletions, h, []int{0, 2})),
 			`data: {"id":"c\"1","object":"chat.completion.chunk","created":17,"model":"m","choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"length"}]}` + "\n\n" +
-				`data: {"id":"c\"1","object":"chat.completion.chunk","created":17,"model":"m","choices":[{"index":2,"delta":{},"logprobs":null,"finish_reason":"length"}]}` + "\n\n"},
-		{"completions, nothing seen", string(AppendLengthEnd(nil, Completions, StreamHead{}, []int{0})),
-			`data: {"id":"","object":"text_completion","created":0,"model":"","choices":[{"index":0,"text":"","logprobs":null,"finish_reason":"length"}]}` + "\n\n"},
-		{"usage", string(AppendUsageChunk(nil, ChatCompletions, h, 3, 4)),
-			`data: {"id":"c\"1","object":"chat.completion.chunk","created":17,"model":"m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}` + "\n\n"},
+				`data: {"id":"c\"1","object":"chat.completion.chunk","created":17,"model":"m","choices":[{"index":2,"delta":{},"logprobs":null,"finish_reason":"length"}]}` + "\n\n",
+		},
+		{
+			"completions, nothing seen", string(AppendLengthEnd(nil, Completions, StreamHead{}, []int{0})),
+			`data: {"id":"","object":"text_completion","created":0,"model":"","choices":[{"index":0,"text":"","logprobs":null,"finish_reason":"length"}]}` + "\n\n",
+		},
+		{
+			"usage", string(AppendUsageChunk(nil, ChatCompletions, h, 3, 4)),
+			`data: {"id":"c\"1","object":"chat.completion.chunk","created":17,"model":"m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}` + "\n\n",
+		},
 	} {
 		if tc.got != tc.want {
 			t.Errorf("%s:\n%s\nwant\n%s", tc.name, tc.got, tc.want)

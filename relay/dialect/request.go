@@ -192,6 +192,7 @@ func (e Endpoint) contentField() string {
 		return "messages"
 	case Completions:
 		return "prompt"
+	case Embeddings:
 	}
 	return "input"
 }

@@ -23,7 +23,8 @@ func TestDecodeUsage(t *testing.T) {
 			"details", UsageOpenAI,
 			`{"prompt_tokens":100,"completion_tokens":50,"prompt_tokens_details":{"cached_tokens":10,"cache_write_tokens":20,"image_tokens":5,"audio_tokens":6},
 			  "completion_tokens_details":{"reasoning_tokens":9,"audio_tokens":8,"image_tokens":7}}`,
-			ledger.Usage{Prompt: 100, Completion: 50, CacheRead: 10, CacheWrite: 20, ImageIn: 5, AudioIn: 6, Reasoning: 9, AudioOut: 8, ImageOut: 7}, 0,
+			ledger.Usage{Prompt: 100, Completion: 50, CacheRead: 10, CacheWrite: 20, ImageIn: 5, AudioIn: 6, Reasoning: 9, AudioOut: 8, ImageOut: 7},
+			0,
 		},
 		{"older name of cache writes", UsageOpenAI, `{"prompt_tokens":100,"completion_tokens":1,"prompt_tokens_details":{"cached_creation_tokens":40}}`, ledger.Usage{Prompt: 100, Completion: 1, CacheWrite: 40}, 0},
 		{"cache lifetimes", UsageOpenAI, `{"prompt_tokens":100,"completion_tokens":1,"claude_cache_creation_5_m_tokens":20,"claude_cache_creation_1_h_tokens":30}`, ledger.Usage{Prompt: 100, Completion: 1, CacheWrite5m: 20, CacheWrite1h: 30}, 0},
@@ -49,7 +50,8 @@ func TestDecodeUsage(t *testing.T) {
 		{
 			"responses", UsageResponses,
 			`{"input_tokens":100,"output_tokens":50,"total_tokens":150,"input_tokens_details":{"cached_tokens":10,"cache_write_tokens":20},"output_tokens_details":{"reasoning_tokens":3}}`,
-			ledger.Usage{Prompt: 100, Completion: 50, CacheRead: 10, CacheWrite: 20, Reasoning: 3}, 0,
+			ledger.Usage{Prompt: 100, Completion: 50, CacheRead: 10, CacheWrite: 20, Reasoning: 3},
+			0,
 		},
 		{
 			"anthropic", UsageAnthropic,
@@ -58,19 +60,22 @@ func TestDecodeUsage(t *testing.T) {
 			ledger.Usage{
 				Semantics: anthropic, Prompt: 5, Completion: 6, CacheRead: 70, CacheWrite: 80, CacheWrite5m: 30, CacheWrite1h: 50,
 				Tools: []ledger.Tool{{Name: "web_search", Count: 3}},
-			}, 0,
+			},
+			0,
 		},
 		{"anthropic, only cache", UsageAnthropic, `{"input_tokens":0,"output_tokens":0,"cache_read_input_tokens":1000}`, ledger.Usage{Semantics: anthropic, CacheRead: 1000}, UsageNoInput | UsageNoOutput},
 		{
 			"gemini", UsageGemini,
 			`{"promptTokenCount":9,"candidatesTokenCount":4,"thoughtsTokenCount":604,"totalTokenCount":617,"cachedContentTokenCount":1,
 			  "promptTokensDetails":[{"modality":"AUDIO","tokenCount":4},{"modality":"TEXT","tokenCount":0},{"modality":"IMAGE","tokenCount":5}]}`,
-			ledger.Usage{Prompt: 9, Completion: 608, Reasoning: 604, CacheRead: 1, AudioIn: 4, ImageIn: 5}, 0,
+			ledger.Usage{Prompt: 9, Completion: 608, Reasoning: 604, CacheRead: 1, AudioIn: 4, ImageIn: 5},
+			0,
 		},
 		{
 			"gemini with tools and media", UsageGemini,
 			`{"promptTokenCount":10,"toolUsePromptTokenCount":5,"candidatesTokenCount":20,"totalTokenCount":35,"candidatesTokensDetails":[{"modality":"AUDIO","tokenCount":7},{"modality":"IMAGE","tokenCount":8}]}`,
-			ledger.Usage{Prompt: 15, Completion: 20, AudioOut: 7, ImageOut: 8}, 0,
+			ledger.Usage{Prompt: 15, Completion: 20, AudioOut: 7, ImageOut: 8},
+			0,
 		},
 	} {
 		got, verdict := DecodeUsage(c.kind, []byte(c.raw))

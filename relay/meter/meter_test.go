@@ -27,7 +27,7 @@ func serve(t *testing.T, body, script string) (string, relaytest.Record) {
 	r.Header.Set(relaytest.ScriptHeader, script)
 	func() {
 		defer func() {
-			if p := recover(); p != nil && p != http.ErrAbortHandler {
+			if p := recover(); p != nil && p != http.ErrAbortHandler { //nolint:errorlint // exactly this error is wanted
 				panic(p)
 			}
 		}()

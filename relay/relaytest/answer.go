@@ -81,8 +81,8 @@ func (j *job) whole() {
 	if j.script.Cut >= 0 {
 		j.w.Header().Set("Content-Length", strconv.Itoa(len(b)))
 		j.rec.Cut = true
-		_, _ = j.w.Write(b[:len(b)/2])              //nolint:errcheck // it is cut anyway
-		_ = http.NewResponseController(j.w).Flush() //nolint:errcheck // likewise
+		_, _ = j.w.Write(b[:len(b)/2])
+		_ = http.NewResponseController(j.w).Flush()
 		panic(http.ErrAbortHandler)
 	}
 	j.write(b)

@@ -215,7 +215,7 @@ func ReadOracle(path string) ([]Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open oracle file: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	return readOracle(f)
 }
 

@@ -56,7 +56,10 @@ func (s *Server) Close() error {
 // bufferPool lends ReverseProxy its copy buffers.
 type bufferPool struct{ pool sync.Pool }
 
-func (p *bufferPool) Get() []byte  { return *p.pool.Get().(*[]byte) }
+// Get implements httputil.BufferPool.
+func (p *bufferPool) Get() []byte { return *p.pool.Get().(*[]byte) }
+
+// Put implements httputil.BufferPool.
 func (p *bufferPool) Put(b []byte) { p.pool.Put(&b) }
 
 // ReverseProxy returns the baseline that the relay's cost is measured against: the standard library's proxy to target,

@@ -17,7 +17,7 @@ func (j *job) stream() {
 	j.rec.Cut = true // until the end is reached
 	if j.script.Early {
 		// Without it the server would read the body before the first byte leaves. A server that cannot is not early.
-		_ = rc.EnableFullDuplex() //nolint:errcheck // see above
+		_ = rc.EnableFullDuplex()
 		// Nobody will read the rest, so nothing else can come over this connection.
 		h.Set("Connection", "close")
 	}

@@ -50,7 +50,7 @@ func post(t testing.TB, s *Server, path, script, body string) (*http.Response, s
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read
+	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	return resp, string(b), err
 }
@@ -64,7 +64,7 @@ func record(t testing.TB, s *Server) Record {
 		if r, ok := s.Record(t.Name()); ok {
 			return r
 		}
-		time.Sleep(time.Millisecond) //nolint:forbidigo // polling with a deadline
+		time.Sleep(time.Millisecond)
 	}
 	t.Fatal("no record")
 	return Record{}
@@ -260,7 +260,7 @@ func TestClientLeaves(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read
+	defer resp.Body.Close()
 	in := bufio.NewScanner(resp.Body)
 	for n := 0; n < 3 && in.Scan(); {
 		if strings.HasPrefix(in.Text(), "data: ") {
@@ -288,7 +288,7 @@ func TestEarly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read
+	defer resp.Body.Close()
 	got, err := io.ReadAll(resp.Body)
 	if p := payloads(string(got)); err != nil || len(p) != 6 {
 		t.Errorf("%v %s", err, got)
@@ -349,7 +349,7 @@ func TestOracleFile(t *testing.T) {
 			if i == 2 {
 				script += ";cut=4"
 			}
-			post(t, s, "/v1/chat/completions", script, streamBody) //nolint:errcheck // one is cut
+			post(t, s, "/v1/chat/completions", script, streamBody)
 		}
 		if err := s.Close(); err != nil {
 			t.Fatal(err)

@@ -87,7 +87,7 @@ var errIO = errors.New("input/output error")
 // NewDisk returns an empty disk; seed decides what survives a power loss.
 func NewDisk(seed uint64) *Disk {
 	return &Disk{
-		rand: rand.New(rand.NewPCG(seed, 0x6a6f75726e616c)), //nolint:gosec // a simulation has to be repeatable
+		rand: rand.New(rand.NewPCG(seed, 0x6a6f75726e616c)),
 		root: newDir(), procs: map[*Process]bool{}, free: -1,
 	}
 }
@@ -396,6 +396,7 @@ type held struct {
 	n *node
 }
 
+// Close implements io.Closer.
 func (h *held) Close() error {
 	h.p.disk.mu.Lock()
 	defer h.p.disk.mu.Unlock()

@@ -46,6 +46,7 @@ func (p *Process) Create(name string) (f journal.File, err error) {
 	return f, err
 }
 
+// ReadAt implements journal.File.
 func (f *file) ReadAt(b []byte, off int64) (n int, err error) {
 	err = f.p.call(Op{Kind: "read"}, f.n, func(bool) error {
 		if off < int64(len(f.n.data)) {
@@ -59,6 +60,7 @@ func (f *file) ReadAt(b []byte, off int64) (n int, err error) {
 	return n, err
 }
 
+// WriteAt implements journal.File.
 func (f *file) WriteAt(b []byte, off int64) (n int, err error) {
 	err = f.p.call(Op{Kind: "write", Bytes: len(b)}, f.n, func(half bool) error {
 		n = len(b)
@@ -84,6 +86,7 @@ func (f *file) WriteAt(b []byte, off int64) (n int, err error) {
 	return n, err
 }
 
+// Truncate implements journal.File.
 func (f *file) Truncate(size int64) error {
 	return f.p.call(Op{Kind: "truncate"}, f.n, func(bool) error {
 		f.n.data = resize(f.n.data, size)
@@ -92,6 +95,7 @@ func (f *file) Truncate(size int64) error {
 	})
 }
 
+// Sync implements journal.File.
 func (f *file) Sync() error {
 	return f.p.call(Op{Kind: "sync"}, f.n, func(bool) error {
 		for _, c := range f.n.unsynced {
@@ -106,14 +110,17 @@ func (f *file) Sync() error {
 	})
 }
 
+// Size implements journal.File.
 func (f *file) Size() (int64, error) {
 	f.p.disk.mu.Lock()
 	defer f.p.disk.mu.Unlock()
 	return int64(len(f.n.data)), nil
 }
 
+// Close implements journal.File.
 func (f *file) Close() error { return nil }
 
+// Map implements journal.File.
 func (f *file) Map(size int64) (m journal.Mapping, err error) {
 	err = f.p.call(Op{Kind: "map"}, f.n, func(bool) error {
 		if int64(len(f.n.data)) < size {
@@ -129,5 +136,8 @@ func (f *file) Map(size int64) (m journal.Mapping, err error) {
 
 type mapping []byte
 
+// Bytes implements journal.Mapping.
 func (m mapping) Bytes() []byte { return m }
-func (m mapping) Unmap() error  { return nil }
+
+// Unmap implements journal.Mapping.
+func (m mapping) Unmap() error { return nil }
