@@ -144,7 +144,7 @@ func (o *object) audio(r *ledger.Rating, u *ledger.Usage) {
 	switch {
 	case u.AudioIn != 0 && r.AudioInPrice != "":
 		o.decimal("audio_input_price", r.AudioInPrice, "0")
-		o.flag("audio_input_separate_price") // New API's spelling
+		o.flag("audio_input_seperate_price") //nolint:misspell // New API's spelling
 		o.number("audio_input_token_count", u.AudioIn)
 	case isAudio(r, u):
 		o.flag("audio")
