@@ -122,6 +122,17 @@ type target struct {
 	child *child             // the proxy or the relay; nil if there is none
 }
 
+// own are the processes of a target that are this program: what they still have to do after a load counts as its cost.
+func (t *target) own() []int {
+	var pids []int
+	for _, name := range []string{"relay", "consumers"} {
+		if pid := t.pids[name]; pid != 0 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
 // The two kinds of request.
 const (
 	kindPlain  = "plain"
@@ -215,15 +226,26 @@ func (b *bench) relay(ctx context.Context, name, build string, engines map[strin
 	if err != nil {
 		return target{}, err
 	}
-	args := []string{"serve"}
+	// On engines the two halves of a node are processes of their own, so that the cost of the relay itself shows.
+	role, others := "serve", map[string]int{}
+	if engines != nil {
+		c, err := b.startBuild(ctx, name+", consumers", build, env, "consume")
+		if err != nil {
+			return target{}, err
+		}
+		role, others["consumers"] = "relay", c.pid()
+		env["NODE_TYPE"] = "slave" // the consumers' process is the master
+	}
+	args := []string{role}
 	if b.o.profile != "" {
-		args = []string{"bench", "node", "-profile", filepath.Join(b.o.profile, strings.ReplaceAll(name, ", ", "-"))}
+		args = []string{"bench", "node", "-role", role, "-profile", filepath.Join(b.o.profile, strings.ReplaceAll(name, ", ", "-"))}
 	}
 	c, err := b.startBuild(ctx, name, build, env, args...)
 	if err != nil {
 		return target{}, err
 	}
-	t := target{name: name, url: c.url, key: key, pids: map[string]int{"relay": c.pid()}, child: c}
+	t := target{name: name, url: c.url, key: key, pids: others, child: c}
+	t.pids["relay"] = c.pid()
 	for variable, addr := range engines {
 		if engine := engineNames[variable]; engine != "" {
 			if pid := listenerOf(addr); pid > 0 {

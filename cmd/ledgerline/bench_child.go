@@ -176,6 +176,15 @@ func procStat(pid int) (cpu time.Duration, rss int64) {
 	return time.Duration(user+system) * clockTick, pages * int64(os.Getpagesize())
 }
 
+// cpuOf is the CPU time of several processes.
+func cpuOf(pids []int) (sum time.Duration) {
+	for _, pid := range pids {
+		cpu, _ := procStat(pid)
+		sum += cpu
+	}
+	return sum
+}
+
 var hostPort = regexp.MustCompile(`127\.0\.0\.1:(\d+)`)
 
 // listenerOf finds the process that listens on the loopback port named in an address or DSN; 0 if there is none.

@@ -131,7 +131,7 @@ func idle(ctx context.Context, t *target) error {
 	return nil
 }
 
-// settle waits until the target's own process has nothing left to do.
+// settle waits until the target's own processes have nothing left to do.
 func settle(ctx context.Context, t *target) error {
 	if t.pids["relay"] == 0 {
 		return nil
@@ -139,7 +139,7 @@ func settle(ctx context.Context, t *target) error {
 	ctx, cancel := context.WithTimeout(ctx, maxSettling)
 	defer cancel()
 	begun := time.Now()
-	last, _ := procStat(t.child.pid())
+	last := cpuOf(t.own())
 	for {
 		select {
 		case <-time.After(idleLook):
@@ -149,7 +149,7 @@ func settle(ctx context.Context, t *target) error {
 			}
 			return context.Cause(ctx)
 		}
-		now, _ := procStat(t.child.pid())
+		now := cpuOf(t.own())
 		if time.Since(begun) >= minSettling && now-last <= idleTicks*clockTick {
 			return nil
 		}

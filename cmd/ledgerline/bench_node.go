@@ -25,8 +25,13 @@ func benchNode(ctx context.Context, args []string, getenv func(string) string, s
 	flags := flag.NewFlagSet("bench node", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	path := flags.String("profile", "", "path of the profiles, without -N.cpu and -N.allocs")
+	half := flags.String("role", wholeNode.command, "serve, relay or consume")
 	if err := parseFlags(flags, args); err != nil {
 		return err
+	}
+	r, ok := map[string]role{wholeNode.command: wholeNode, relayHalf.command: relayHalf, consumeHalf.command: consumeHalf}[*half]
+	if !ok {
+		return usagef("bench node: -role %q: serve, relay or consume is needed", *half)
 	}
 	if *path == "" {
 		return usagef("bench node: -profile is needed")
@@ -35,7 +40,7 @@ func benchNode(ctx context.Context, args []string, getenv func(string) string, s
 	signal.Notify(signals, beginProfile, endProfile)
 	defer signal.Stop(signals)
 	go profileOnSignal(ctx, signals, *path, stderr)
-	return serveCommand(ctx, nil, getenv, stdout, stderr)
+	return serveRole(ctx, r, nil, getenv, stdout, stderr)
 }
 
 // profileOnSignal profiles from each beginProfile to the next endProfile, until ctx ends.
