@@ -115,23 +115,13 @@ func (c *Client) failed(doing string, err error) error {
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
-// unknownRepeats bounds how often a request is repeated that a broker answered with "unknown server error": one that has
-// just come back does so for a moment.
-const unknownRepeats = 5
-
 // Bounds returns the first offset that partition still holds and the offset after its last record.
 func (c *Client) Bounds(ctx context.Context, partition int) (first, end int64, err error) {
-	for attempt := 0; ; attempt++ {
+	err = again(ctx, func() error {
 		first, end, err = c.bounds(ctx, partition)
-		if !errors.Is(err, kafka.Unknown) || attempt == unknownRepeats {
-			return first, end, err
-		}
-		select {
-		case <-time.After(backoffMin):
-		case <-ctx.Done():
-			return 0, 0, err
-		}
-	}
+		return err
+	})
+	return first, end, err
 }
 
 func (c *Client) bounds(ctx context.Context, partition int) (first, end int64, err error) {

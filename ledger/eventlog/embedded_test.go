@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -128,6 +129,38 @@ func TestEmbeddedSurvivesKill(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkShipped(t, client, j)
+}
+
+// What only looks at the log does not fail because its connections died with the broker while they were idle.
+func TestLooksAfterKill(t *testing.T) {
+	dir := t.TempDir()
+	broker := startBrokerProcess(t, dir, 0)
+	port := broker.port(t)
+	client := newClient(t, "events", broker.addr)
+	ensure(t, client, 3)
+	j := newJournal(1, 3)
+	j.add(t, 30, 0)
+	j.end()
+	if err := ship(t, t.Context(), eventlog.NewShipper(client, eventlog.ShipperConfig{}), j)(); err != nil {
+		t.Fatal(err)
+	}
+	looks := map[string]func() error{
+		"bounds":       func() error { _, _, err := client.Bounds(t.Context(), 0); return err },
+		"read at":      func() error { _, err := client.ReadAt(t.Context(), 0, 1); return err },
+		"ensure topic": func() error { _, err := client.EnsureTopic(t.Context(), 3); return err },
+	}
+	for name, look := range looks {
+		var idle sync.WaitGroup // several connections, all idle in the end
+		for range 4 {
+			idle.Go(func() { _, _, _ = client.Bounds(t.Context(), 0) })
+		}
+		idle.Wait()
+		broker.kill()
+		broker = startBrokerProcess(t, dir, port)
+		if err := look(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 // A group whose member died with the broker is joined again at once.

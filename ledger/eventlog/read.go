@@ -103,7 +103,11 @@ func (c *Client) fetchRaw(ctx context.Context, partition int, offset int64, wait
 // ErrNoRecord if that offset carries no record. The record's own Err is not an error of ReadAt.
 func (c *Client) ReadAt(ctx context.Context, partition int, offset int64) (ledger.Record, error) {
 	doing := fmt.Sprintf("read record %d of %s[%d]", offset, c.cfg.Topic, partition)
-	res, err := c.fetchRaw(ctx, partition, offset, time.Millisecond, nil)
+	var res *fetchResponse
+	err := again(ctx, func() (err error) {
+		res, err = c.fetchRaw(ctx, partition, offset, time.Millisecond, nil)
+		return err
+	})
 	if err != nil {
 		return ledger.Record{}, err
 	}

@@ -141,11 +141,18 @@ func (c *Client) inspect(ctx context.Context, topic kafka.Topic, partitions int)
 }
 
 func (c *Client) settings(ctx context.Context) (map[string]string, error) {
-	res, err := c.kafka.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{
-		Resources: []kafka.DescribeConfigRequestResource{{ResourceType: kafka.ResourceTypeTopic, ResourceName: c.cfg.Topic}},
+	var res *kafka.DescribeConfigsResponse
+	err := again(ctx, func() (err error) {
+		res, err = c.kafka.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{
+			Resources: []kafka.DescribeConfigRequestResource{{ResourceType: kafka.ResourceTypeTopic, ResourceName: c.cfg.Topic}},
+		})
+		if err != nil {
+			return c.failed("read settings of topic "+c.cfg.Topic, err)
+		}
+		return nil
 	})
 	if err != nil {
-		return nil, c.failed("read settings of topic "+c.cfg.Topic, err)
+		return nil, err
 	}
 	settings := map[string]string{}
 	for _, r := range res.Resources {
