@@ -6,6 +6,26 @@ import (
 	"github.com/shopspring/decimal"
 )
 
+// The entry of the option tables for gemini-2.5-flash-lite with a thinking budget. New API looks for the first name alone,
+// but the table that it ships has only the second, so with that table it refuses these models as unpriced.
+const (
+	liteThinking        = "gemini-2.5-flash-lite-thinking-*"
+	litePreviewThinking = "gemini-2.5-flash-lite-preview-thinking-*"
+)
+
+// priceName is normalModel for the tables of this book: where they have the shipped name of an entry and not the one that
+// New API looks for, its evident meaning is honoured.
+func (b *PriceBook) priceName(model string) string {
+	name := normalModel(model)
+	if _, priced := b.modelPrice[name]; name != liteThinking || priced {
+		return name
+	}
+	if _, priced := b.modelRatio[name]; priced {
+		return name
+	}
+	return litePreviewThinking
+}
+
 // normalModel gives the name under which a model's prices are looked up: families of ids that differ only in a custom
 // suffix share one entry of the option tables (fact sheet 4.2).
 func normalModel(name string) string {
@@ -17,9 +37,6 @@ func normalModel(name string) string {
 	case strings.Contains(name, "-thinking-"):
 		for _, family := range []string{"gemini-2.5-flash-lite", "gemini-2.5-flash", "gemini-2.5-pro"} {
 			if strings.HasPrefix(name, family) {
-				if family == "gemini-2.5-flash-lite" {
-					family += "-preview"
-				}
 				return family + "-thinking-*"
 			}
 		}

@@ -65,13 +65,37 @@ func TestNormalModel(t *testing.T) {
 		"gpt-4o-gizmo-xyz":                          "gpt-4o-gizmo-*",
 		"gemini-2.5-pro-thinking-1024":              "gemini-2.5-pro-thinking-*",
 		"gemini-2.5-flash-thinking-0":               "gemini-2.5-flash-thinking-*",
-		"gemini-2.5-flash-lite-preview-thinking-12": "gemini-2.5-flash-lite-preview-thinking-*",
+		"gemini-2.5-flash-lite-preview-thinking-12": "gemini-2.5-flash-lite-thinking-*",
 		"gemini-2.5-pro":                            "gemini-2.5-pro",
 		"claude-opus-4-6-thinking":                  "claude-opus-4-6-thinking",
 		"gpt-4o":                                    "gpt-4o",
 	} {
 		if got := normalModel(name); got != want {
 			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+}
+
+// New API looks lite models with a thinking budget up under a name that its own table does not have. An operator's entry under
+// that name is what it bills by; without one the shipped entry is used instead of refusing the model.
+func TestLiteModelsWithThinkingBudget(t *testing.T) {
+	const model = "gemini-2.5-flash-lite-preview-thinking-1024"
+	for _, c := range []struct {
+		name, key, ratios, ratio, price string
+	}{
+		{"shipped table", "", "", "0.05", ""},
+		{"operator's ratio", OptionModelRatio, `{"gemini-2.5-flash-lite-thinking-*": 3, "gemini-2.5-flash-lite-preview-thinking-*": 4}`, "3", ""},
+		{"operator's price", OptionModelPrice, `{"gemini-2.5-flash-lite-thinking-*": 0.5}`, "", "0.5"},
+	} {
+		options := map[string]string{}
+		if c.key != "" {
+			options[c.key] = c.ratios
+		}
+		q, err := mustBook(t, options).Quote(model, "default", "")
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		} else if q.rated.ModelRatio != c.ratio || q.rated.ModelPrice != c.price {
+			t.Errorf("%s: ratio %q, price %q; want %q, %q", c.name, q.rated.ModelRatio, q.rated.ModelPrice, c.ratio, c.price)
 		}
 	}
 }

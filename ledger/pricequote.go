@@ -143,7 +143,7 @@ func (b *PriceBook) lists(model string) bool {
 }
 
 func (b *PriceBook) newQuote(key QuoteKey) (*Quote, error) {
-	q := &Quote{book: b, key: key, name: normalModel(key.Model)}
+	q := &Quote{book: b, key: key, name: b.priceName(key.Model)}
 	q.searchModel = !key.NotChat && strings.Contains(key.Model, "search-preview")
 	q.rated = Rating{Book: b.version, QuotaPerUnit: b.unit.String()}
 	group, special := b.groupRatio(key.UserGroup, key.Group)
