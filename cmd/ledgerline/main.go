@@ -69,6 +69,7 @@ func commands() []command {
 		{"demo", "the whole pipeline on this machine: mock upstream, real traffic, verify", demoCommand},
 		{"verify", "prove that log, balances, usage log and hot counters agree", verifyCommand},
 		{"replay", "rebuild balances and hot counters, or the usage log, from the log", replayCommand},
+		{"import", "look at a database of New API's before the switch (-plan), or copy its logs (-logs)", importCommand},
 		{"migrate", "bring the database schemas up to date and leave", migrateCommand},
 		{"rate", "rate recorded requests with given prices and compare the bills", rateCommand},
 		{"journal", "list the journals, or refill a hole in the log from one", journalCommand},

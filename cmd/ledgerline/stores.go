@@ -182,12 +182,8 @@ func (l redisLog) Printf(ctx context.Context, format string, v ...any) {
 }
 
 func openUsage(ctx context.Context, cfg *config, log *slog.Logger) (usagelog.Store, error) {
-	dsn := cfg.LogSQLDSN
-	if dsn == "" {
-		dsn = cfg.SQLDSN
-	}
 	store, err := usagelog.Open(ctx, usagelog.Config{
-		DSN: dsn, SQLitePath: dataPath(cfg, usageFile), MaxIdle: cfg.SQLMaxIdle, MaxOpen: cfg.SQLMaxOpen,
+		DSN: cfg.usageDSN(), SQLitePath: dataPath(cfg, usageFile), MaxIdle: cfg.SQLMaxIdle, MaxOpen: cfg.SQLMaxOpen,
 		MaxLifetime: time.Duration(cfg.SQLMaxLifetime) * time.Second, Logger: log,
 	})
 	if err != nil {
@@ -201,6 +197,14 @@ func openUsage(ctx context.Context, cfg *config, log *slog.Logger) (usagelog.Sto
 		return nil, err
 	}
 	return store, nil
+}
+
+// usageDSN names the usage log's database.
+func (c *config) usageDSN() string {
+	if c.LogSQLDSN == "" {
+		return c.SQLDSN
+	}
+	return c.LogSQLDSN
 }
 
 // patiently repeats f while an engine is out of reach, at most engineWait, and says what it waits for.

@@ -24,6 +24,9 @@ type Config struct {
 	MaxOpen     int           // SQL_MAX_OPEN_CONNS, default 1000
 	MaxLifetime time.Duration // SQL_MAX_LIFETIME, default 60 s
 
+	// ReadOnly opens a database that must not be touched: every write fails, and a SQLite file keeps its journal mode.
+	ReadOnly bool
+
 	Logger *slog.Logger     // nil discards
 	Now    func() time.Time // nil means time.Now
 }
@@ -99,12 +102,18 @@ func mysqlConfig(dsn string) (*mysql.Config, error) {
 
 // sqliteDSN returns the data source name of a SQLite file: WAL with an fsync at each commit (L2 needs the commit to stay),
 // and 30 s of patience with another process that writes.
-func sqliteDSN(path string) string {
+func sqliteDSN(path string, readOnly bool) string {
 	q := url.Values{}
-	for _, p := range []string{"busy_timeout(30000)", "journal_mode(WAL)", "synchronous(FULL)", "temp_store(MEMORY)"} {
+	pragmas := []string{"busy_timeout(30000)", "journal_mode(WAL)", "synchronous(FULL)", "temp_store(MEMORY)"}
+	if readOnly {
+		pragmas = []string{"busy_timeout(30000)", "query_only(1)"}
+		q.Set("mode", "ro")
+	} else {
+		q.Set("_txlock", "immediate")
+	}
+	for _, p := range pragmas {
 		q.Add("_pragma", p)
 	}
-	q.Set("_txlock", "immediate")
 	u := url.URL{Scheme: "file", OmitHost: true, Path: filepath.ToSlash(path), RawQuery: q.Encode()}
 	if !filepath.IsAbs(path) {
 		u.Opaque, u.Path = (&url.URL{Path: filepath.ToSlash(path)}).EscapedPath(), ""

@@ -62,14 +62,16 @@ func (s *Store) openSQLite(cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("open database: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
-		return fmt.Errorf("open database: %w", err)
+	if !cfg.ReadOnly {
+		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+			return fmt.Errorf("open database: %w", err)
+		}
 	}
 	s.dialect, s.name = dialectSQLite, path
-	if s.db, err = sql.Open("sqlite", sqliteDSN(path)); err != nil {
+	if s.db, err = sql.Open("sqlite", sqliteDSN(path, cfg.ReadOnly)); err != nil {
 		return fmt.Errorf("open database: %w", err)
 	}
-	if s.write, err = sql.Open("sqlite", sqliteDSN(path)); err != nil {
+	if s.write, err = sql.Open("sqlite", sqliteDSN(path, cfg.ReadOnly)); err != nil {
 		return fmt.Errorf("open database: %w", err)
 	}
 	s.write.SetMaxOpenConns(1)
@@ -88,7 +90,7 @@ func (s *Store) openMySQL(cfg Config) error {
 		return fmt.Errorf("open database: %w", err)
 	}
 	s.dialect, s.name = dialectMySQL, my.DBName
-	s.db = sql.OpenDB(sessionConnector{connector})
+	s.db = sql.OpenDB(sessionConnector{connector, cfg.ReadOnly})
 	s.write = s.db
 	s.db.SetMaxOpenConns(cfg.MaxOpen)
 	s.db.SetMaxIdleConns(cfg.MaxIdle)
@@ -98,7 +100,10 @@ func (s *Store) openMySQL(cfg Config) error {
 
 // sessionConnector prepares each new MySQL connection. READ COMMITTED: the transactions here lock the rows they decide
 // on, and gap locks would only bring deadlocks. The SQL mode makes a value that does not fit an error, never a cut one (L6).
-type sessionConnector struct{ driver.Connector }
+type sessionConnector struct {
+	driver.Connector
+	readOnly bool
+}
 
 var sessionStatements = []string{
 	"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
@@ -111,7 +116,11 @@ func (c sessionConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, q := range sessionStatements {
+	statements := sessionStatements
+	if c.readOnly {
+		statements = append(statements[:len(statements):len(statements)], "SET SESSION TRANSACTION READ ONLY")
+	}
+	for _, q := range statements {
 		if _, err := conn.(driver.ExecerContext).ExecContext(ctx, q, nil); err != nil {
 			_ = conn.Close()
 			return nil, fmt.Errorf("prepare connection: %w", err)

@@ -127,6 +127,7 @@ type Store interface {
 	Writer
 	Reader
 	Auditor
+	Importer
 	Keeper
 }
 

@@ -35,6 +35,12 @@ var optionDefaults = map[string]string{
 	"quota_setting.enable_free_model_pre_consume": "true", "theme.frontend": "default", "token_setting.max_user_tokens": "1000",
 }
 
+// KnownOption reports whether something here reads or shows an option.
+func KnownOption(key string) bool {
+	_, known := optionDefaults[key]
+	return known || slices.Contains(ledger.PriceOptions(), key)
+}
+
 // option returns the value of an option as it is in force on this node.
 func (c *Console) option(key string) string {
 	options := c.cfg.Catalog.Routes().Settings.Options

@@ -1,0 +1,8 @@
+-- How far `import -logs` has come in each table `logs` of New API's that it copies from. `next` is a place in that table: an
+-- id, or a second where rows have none.
+CREATE TABLE IF NOT EXISTS ledger_usage_imports (
+  `source` String,
+  `next` Int64,
+  `updated_at` Int64
+) ENGINE = ReplacingMergeTree(updated_at)
+ORDER BY source;
