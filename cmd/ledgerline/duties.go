@@ -28,9 +28,12 @@ func (n *node) masterDuties(ctx context.Context) error {
 	duties.Go(func() error {
 		n.periodically(ctx, time.Duration(n.cfg.SyncFrequency)*time.Second, "look for hand edits", func(ctx context.Context) error {
 			r, err := n.db.ScanAll(ctx)
-			if err == nil && r.Adopted > 0 {
-				n.log.Info("hand edits of balances were adopted", "edits", r.Adopted)
+			if r.Adopted+r.Opened > 0 {
+				n.log.Info("balances that somebody edited by hand were adopted", "edits", r.Adopted, "new_rows", r.Opened)
 				n.moveNow()
+			}
+			if len(r.Alarms) > 0 {
+				n.log.Warn("hand edits of balances were not adopted", "count", len(r.Alarms), "first", r.Alarms[0])
 			}
 			return err
 		})

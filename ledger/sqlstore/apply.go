@@ -2,6 +2,8 @@ package sqlstore
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -156,6 +158,19 @@ func (f *flush) redo(ctx context.Context, e *ledger.Event) (alarm string, err er
 			redemptionUsed, e.User, at, name, redemptionUnused, redemptionUsed, e.User)
 	case "topup":
 		n, err = f.tx.affected(ctx, "UPDATE top_ups SET status = ?, complete_time = ? WHERE trade_no = ? AND user_id = ?", topUpDone, at, name, e.User)
+	case "invite":
+		n, err = f.tx.affected(ctx, "UPDATE users SET aff_quota = aff_quota - ? WHERE id = ? AND aff_quota >= ?", e.Granted, e.User, e.Granted)
+	case "signup":
+		// The name and the password of the user are lost: nobody can log in. If the row is there, it is somebody's who was given
+		// the id anew.
+		var names sql.NullString
+		err = f.tx.QueryRow(ctx, "SELECT username FROM users WHERE id = ?", []any{e.User}, &names)
+		if err == nil && (e.Request == nil || e.Request.Username == names.String) {
+			n = 1
+		}
+		if errors.Is(err, ErrNotFound) {
+			err = nil
+		}
 	default:
 		return "", nil
 	}

@@ -46,10 +46,10 @@ func (a Actor) request(username string) *ledger.Request {
 	return &ledger.Request{ID: a.Request, Username: username, IP: a.IP}
 }
 
-// by returns the request part of an event about a user, or nil if nobody is named in the context.
+// by returns the request part of an event about a user, or nil if there is nothing to say.
 func by(ctx context.Context, username string) *ledger.Request {
 	actor, ok := ctx.Value(actorKey{}).(Actor)
-	if !ok {
+	if !ok && username == "" {
 		return nil
 	}
 	return actor.request(username)

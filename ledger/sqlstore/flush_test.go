@@ -186,20 +186,27 @@ func TestLostTransactionIsRedone(t *testing.T) {
 		exec(t, s, "INSERT INTO redemptions (`key`, status, quota) VALUES ('A', 1, 20), ('b:B', 3, 20)")
 		exec(t, s, "UPDATE redemptions SET used_user_id = ? WHERE `key` = 'b:B'", other)
 		exec(t, s, "INSERT INTO top_ups (user_id, trade_no, status) VALUES (?, 'T-1', 'pending')", u)
+		exec(t, s, "UPDATE users SET aff_quota = 30, username = 'carol' WHERE id = ?", u)
 		l := newLog(0)
-		for _, key := range []string{businessKey(u, "redeem", "A"), businessKey(u, "redeem", "b:B"), businessKey(u, "topup", "T-1")} {
+		keys := []string{businessKey(u, "redeem", "A"), businessKey(u, "redeem", "b:B"), businessKey(u, "topup", "T-1"), businessKey(u, "invite", "x"), businessKey(u, "invite", "y")}
+		for _, key := range keys {
 			l.add(id(1), ledger.Event{Kind: ledger.KindCreditGranted, User: u, Granted: 20, Key: key})
 		}
+		gone := userIn(0, 2)
+		for who, name := range map[int64]string{u: "carol", other: "dave", gone: "erin"} {
+			l.add(id(1), ledger.Event{Kind: ledger.KindCreditGranted, User: who, Granted: 20, Key: businessKey(who, "signup", "z"), Request: &ledger.Request{Username: name}})
+		}
 		r := l.flush(t, s)
-		if r.Applied != 3 || len(r.Restored) != 3 || len(r.Alarms) != 1 {
+		if r.Applied != 8 || len(r.Restored) != 8 || len(r.Alarms) != 4 { // b:B; the second reward; dave and erin
 			t.Errorf("%+v", r)
 		}
 		for q, want := range map[string]int64{
 			"SELECT COUNT(*) FROM redemptions WHERE `key` = 'A' AND status = 3 AND redeemed_time > 0 AND used_user_id = " + strconv.FormatInt(u, 10): 1,
 			"SELECT used_user_id FROM redemptions WHERE `key` = 'b:B'":                                                                               other,
 			"SELECT COUNT(*) FROM top_ups WHERE status = 'success'":                                                                                  1,
-			"SELECT COUNT(*) FROM ledger_outbox WHERE state = 'applied'":                                                                             3,
-			"SELECT quota FROM users WHERE id = " + strconv.FormatInt(u, 10):                                                                         60,
+			"SELECT COUNT(*) FROM ledger_outbox WHERE state = 'applied'":                                                                             8,
+			"SELECT aff_quota FROM users WHERE id = " + strconv.FormatInt(u, 10):                                                                     10,
+			"SELECT quota FROM users WHERE id = " + strconv.FormatInt(u, 10):                                                                         120,
 		} {
 			if got := number(t, s, q); got != want {
 				t.Errorf("%s: %d, want %d", q, got, want)
