@@ -125,7 +125,11 @@ func (f *follower) fetch(ctx context.Context, offset int64, ahead chan<- fetched
 		if err != nil {
 			return
 		}
+		f.r.metrics.fetches.Inc()
 		offset = batch.Next
+		if len(batch.Records) > 0 && offset >= batch.End && !pause(ctx, f.r.cfg.FetchEvery) {
+			return
+		}
 	}
 }
 
@@ -172,7 +176,7 @@ func (f *follower) take(ctx context.Context, batch eventlog.Batch) error {
 
 func (f *follower) add(records []ledger.Record) {
 	if len(f.pending) == 0 {
-		f.due = time.Now().Add(f.r.cfg.Interval)
+		f.due = time.Now().Add(f.r.cfg.Interval - f.r.cfg.FetchEvery) // so long the first may have waited in the log
 		f.r.set(f.partition, func(s *Status) { s.Oldest = made(&records[0]) })
 		f.pending = records
 	} else {

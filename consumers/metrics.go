@@ -9,6 +9,7 @@ import (
 
 // metrics is what operators see of a runner. Every series carries the label projection.
 type metrics struct {
+	fetches     prometheus.Counter
 	records     prometheus.Counter
 	retries     prometheus.Counter
 	undecodable prometheus.Counter
@@ -19,6 +20,10 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer, r *Runner) *metrics {
 	m := &metrics{
+		fetches: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ledgerline_consumer_fetches_total",
+			Help: "Fetches from the log that were answered.",
+		}),
 		records: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ledgerline_consumer_records_total",
 			Help: "Records applied.",
@@ -48,7 +53,7 @@ func newMetrics(reg prometheus.Registerer, r *Runner) *metrics {
 	}
 	if reg != nil {
 		reg = prometheus.WrapRegistererWith(prometheus.Labels{"projection": r.cfg.Name}, reg)
-		reg.MustRegister(m.records, m.retries, m.undecodable, m.lookErrors, m.batch, m.latency, &lag{
+		reg.MustRegister(m.fetches, m.records, m.retries, m.undecodable, m.lookErrors, m.batch, m.latency, &lag{
 			runner: r,
 			records: prometheus.NewDesc("ledgerline_consumer_lag_records",
 				"Records in the log that the projection does not have yet, per partition owned by this process.", []string{"partition"}, nil),

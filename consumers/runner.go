@@ -26,6 +26,8 @@ const (
 	DefaultMaxBuffered = 32 << 20
 	// DefaultInterval is the longest that a record waits for others before it is applied.
 	DefaultInterval = 200 * time.Millisecond
+	// DefaultFetchEvery bounds the pause between fetches: a credit that comes under load waits for it, and shall work within 100 ms.
+	DefaultFetchEvery = 50 * time.Millisecond
 	// DefaultLookEvery is how often a Looker looks while nothing comes.
 	DefaultLookEvery = 100 * time.Millisecond
 	// DefaultRecheckEvery is how often a stopped partition is looked at again: somebody may have adopted the log, or dealt with
@@ -41,12 +43,16 @@ const (
 
 // Config says how a runner feeds its sink. Zero fields take the defaults.
 type Config struct {
-	Name         string // the projection, for logs, metrics and commands: "quota"
-	Group        string // the Kafka consumer group
-	Partitions   int    // P, as the ledger was created
-	MaxRecords   int    // records of one Apply
-	MaxBuffered  int    // bytes waiting in all partitions together; more of them flush early
-	Interval     time.Duration
+	Name        string        // the projection, for logs, metrics and commands: "quota"
+	Group       string        // the Kafka consumer group
+	Partitions  int           // P, as the ledger was created
+	MaxRecords  int           // records of one Apply
+	MaxBuffered int           // bytes waiting in all partitions together; more of them flush early
+	Interval    time.Duration // the longest that a record waits in the log and here before it is applied
+	// FetchEvery is the pause before the next fetch of a partition whose records have all been fetched: a broker's cost is that of
+	// its requests, and records that are not due need not be here. What comes after a silence is fetched at once. It is
+	// part of Interval; 0 means a quarter of that, at most DefaultFetchEvery.
+	FetchEvery   time.Duration
 	LookEvery    time.Duration
 	RecheckEvery time.Duration             // of a stopped partition
 	Urgent       func(*ledger.Record) bool // a record that must not wait for Interval; may be nil
@@ -102,6 +108,9 @@ func NewRunner(client *eventlog.Client, sink Sink, cfg Config) (*Runner, error) 
 	}
 	if cfg.Interval <= 0 {
 		cfg.Interval = DefaultInterval
+	}
+	if cfg.FetchEvery <= 0 {
+		cfg.FetchEvery = min(cfg.Interval/4, DefaultFetchEvery)
 	}
 	if cfg.LookEvery <= 0 {
 		cfg.LookEvery = DefaultLookEvery

@@ -119,6 +119,46 @@ func running(all []consumers.Status) bool {
 	return true
 }
 
+// Under load a partition is fetched at a pace, not once per record; after a silence a record comes at once.
+func TestFetchesKeepAPace(t *testing.T) {
+	onEveryLog(t, 1, func(t *testing.T, log *testLog) {
+		const every, records = 200 * time.Millisecond, 100
+		sink := &memorySink{store: newStore()}
+		reg := prometheus.NewRegistry()
+		runner, _ := log.start(sink, func(c *consumers.Config) {
+			c.FetchEvery, c.Interval, c.Registerer = every, 4*every, reg
+			c.Urgent = func(*ledger.Record) bool { return true }
+		})
+		waitStatus(t, runner, func(s []consumers.Status) bool { return len(s) == 1 && running(s) })
+		begun := time.Now()
+		for range records {
+			log.fill(1)
+		}
+		sink.waitAt(t, 1, records)
+		fetches, paced := counter(t, reg, "ledgerline_consumer_fetches_total"), float64(time.Since(begun)/every)+3
+		if fetches < 1 || fetches > paced {
+			t.Errorf("%v fetches for %d records, want at most %v", fetches, records, paced)
+		}
+	})
+}
+
+// counter sums the series of one counter.
+func counter(t *testing.T, reg *prometheus.Registry, name string) (sum float64) {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			for _, m := range f.GetMetric() {
+				sum += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
 // A zombie that applies after another consumer moved the position is fenced and goes on from the new position.
 func TestFencedConsumerReadsItsPositionAgain(t *testing.T) {
 	onEveryLog(t, 1, func(t *testing.T, log *testLog) {

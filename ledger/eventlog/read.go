@@ -15,8 +15,9 @@ import (
 const (
 	// DefaultFetchBytes is how much one fetch asks for: about a thousand usage events, large enough to hide the round trip.
 	DefaultFetchBytes = 1 << 20
-	// pollWait is how long a broker holds a fetch open when there is nothing new.
-	pollWait = time.Second
+	// pollWait is how long a broker holds a fetch open when there is nothing new: brokers in use close connections that are silent
+	// for minutes, and an idle partition shall cost next to nothing.
+	pollWait = 5 * time.Second
 	// recordOverhead is about what a record of ours has beside its value; it only sizes an allocation.
 	recordOverhead = 250
 )
@@ -37,7 +38,7 @@ type page struct {
 	decoder ledger.Decoder
 }
 
-// Fetch reads records of partition from offset on, waiting up to about a second for the first. A record that cannot be decoded
+// Fetch reads records of partition from offset on, waiting up to pollWait for the first. A record that cannot be decoded
 // is in the batch with its Err. An empty batch means that there is nothing new. Errors: ErrOutOfRange (wrapped) if the
 // partition does not hold offset and it is not its end; others are worth repeating.
 func (c *Client) Fetch(ctx context.Context, partition int, offset int64) (Batch, error) {
