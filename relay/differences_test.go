@@ -63,7 +63,7 @@ var differences = []difference{
 		nil, "the hot counters are being rebuilt or out of reach", "requests go on unreserved", "503 `counters_rebuilding` or `counters_unreachable` with Retry-After",
 		"no free pass",
 	},
-	{nil, "the node cannot record usage, is full, or stops", "-", "503 `journal_failed`, `node_full`, `node_stopping` with Retry-After", "what cannot be billed is not served"},
+	{nil, "the node cannot record usage, is full, or stops", "-", "503 `journal_failed`, `log_unreachable`, `node_full`, `node_stopping` with Retry-After", "what cannot be billed is not served"},
 	{nil, "an upstream redirects", "followed", "502", "the key must not travel to another address"},
 	{nil, "a body compressed otherwise than by gzip", "br and zstd are read", "400", "not supported"},
 	{nil, "a failed channel, when a retry has other channels of its priority", "may be drawn again", "avoided", "it has just failed"},

@@ -35,7 +35,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Namespace: ns, Subsystem: sub, Name: "refusals_total",
 			Help: "Refused requests by code: New API's (insufficient_user_quota, pre_consume_token_quota_failed, model_not_found, " +
 				"model_price_error, access_denied, read_request_body_failed, …), ours (quota_held, counters_rebuilding, " +
-				"counters_unreachable, node_full, journal_failed, node_stopping), upstream, none.",
+				"counters_unreachable, node_full, journal_failed, log_unreachable, node_stopping), upstream, none.",
 		}, []string{"code"}),
 		anomalies: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: ns, Subsystem: sub, Name: "usage_anomalies_total", Help: "Anomalies in reported usage by kind; the kinds and their rules are listed in relay/meter.",

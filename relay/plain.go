@@ -79,7 +79,7 @@ func (x *exchange) failRead(err error) {
 }
 
 // failSettle answers when the bill could not be made durable: the answer is withheld, because what is not recorded must
-// not be handed out (L1). The journal has failed by now, and the node refuses further requests.
+// not be handed out (L1). The journal has failed by now, or its log is away, and the node refuses further requests.
 func (x *exchange) failSettle(err error) {
 	x.s.log.Error("an answer, or its end, is withheld: its usage could not be recorded", "request", x.id, "error", err)
 	x.retryAfter = journalRetry

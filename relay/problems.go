@@ -19,6 +19,7 @@ const (
 	codeNoCounters = "counters_unreachable"
 	codeFull       = "node_full"
 	codeJournal    = "journal_failed"
+	codeNoLog      = "log_unreachable" // JOURNAL=kafka: the log does not acknowledge
 	codeStopping   = "node_stopping"
 	codeBodyFailed = "read_request_body_failed"
 )
@@ -71,6 +72,8 @@ func (x *exchange) admissionProblem(err error) (p *dialect.Problem, retryAfter i
 		return problem(http.StatusServiceUnavailable, codeFull, "the node is at its limit, try again shortly"), 1
 	case errors.Is(err, desk.ErrStopping):
 		return problem(http.StatusServiceUnavailable, codeStopping, "the node is shutting down, try again"), 1
+	case errors.Is(err, journal.ErrNoLog):
+		return problem(http.StatusServiceUnavailable, codeNoLog, "the node cannot record usage at the moment, try again shortly"), 1
 	case errors.Is(err, journal.ErrFailed):
 		x.s.log.Error("requests are refused: the journal cannot be written", "error", err)
 		return problem(http.StatusServiceUnavailable, codeJournal, "the node cannot record usage at the moment"), journalRetry

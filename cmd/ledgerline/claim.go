@@ -48,6 +48,9 @@ func claim(ctx context.Context, cfg *config, db *sqlstore.Store, log *slog.Logge
 	if err == nil && len(others) > 0 {
 		err = usagef("this database belongs to a cluster that runs (%s): set KAFKA_BROKERS and REDIS_CONN_STRING as they are set there", strings.Join(others, ", "))
 	}
+	if err == nil && !cfg.looksOn {
+		err = endDiskless(ctx, db)
+	}
 	if err != nil {
 		lock.Unlock()
 		return nil, err
@@ -109,6 +112,24 @@ func otherNodes(ctx context.Context, cfg *config, db *sqlstore.Store, pause func
 	}
 	slices.Sort(names)
 	return names, err
+}
+
+// endDiskless gives up what nodes that kept their journal in memory left on the books: whoever is alone on the database knows that they
+// are dead, and that nobody can recover them, so the first epoch need not wait for them.
+func endDiskless(ctx context.Context, db *sqlstore.Store) error {
+	left, err := liveProducers(ctx, db, nil)
+	if err != nil {
+		return err
+	}
+	for id, p := range left {
+		if !p.Diskless {
+			continue
+		}
+		if _, err := db.GiveUp(ctx, id, p.Beat); err != nil {
+			return fmt.Errorf("give up the incarnation of a node that is gone: %w", err)
+		}
+	}
+	return nil
 }
 
 func liveProducers(ctx context.Context, db *sqlstore.Store, but []ledger.ID) (map[ledger.ID]sqlstore.Producer, error) {

@@ -118,8 +118,25 @@ func TestClaim(t *testing.T) {
 		}
 	}
 	lock.Unlock()
+	// What a node without a disk left is given up: nobody can recover it, and the first epoch would wait for it in vain. What has a disk
+	// is waited for.
+	for i, diskless := range []bool{false, true} {
+		p := sqlstore.Producer{ID: ledger.ID{0: byte(i + 1)}, Node: "past", Diskless: diskless}
+		if err := db.RegisterProducer(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if lock, err = try(embedded); err != nil {
 		t.Fatalf("after the first one stopped: %v", err)
 	}
 	lock.Unlock()
+	left, err := db.Producers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range left {
+		if gone := p.State == sqlstore.ProducerGone; gone != p.Diskless {
+			t.Errorf("diskless %v: %s", p.Diskless, p.State)
+		}
+	}
 }

@@ -24,6 +24,12 @@ import (
 // again would count twice (L2).
 const maxJournalKeep = 6 * 24 * time.Hour
 
+// The values of JOURNAL.
+const (
+	journalInFile  = "file"
+	journalInKafka = "kafka"
+)
+
 // config is everything that can be set, by environment variable. README.md lists them; a test keeps the two in step.
 type config struct {
 	Port          int    `env:"PORT" envDefault:"3000"`
@@ -54,6 +60,7 @@ type config struct {
 	KafkaTopic      string   `env:"KAFKA_TOPIC" envDefault:"ledgerline"`
 	KafkaPartitions int      `env:"KAFKA_PARTITIONS" envDefault:"12"`
 
+	Journal      string        `env:"JOURNAL" envDefault:"file"`
 	JournalDir   string        `env:"JOURNAL_DIR"`
 	JournalMaxMB int64         `env:"JOURNAL_MAX_MB" envDefault:"1024"`
 	JournalKeep  time.Duration `env:"JOURNAL_KEEP" envDefault:"24h"`
@@ -178,6 +185,12 @@ func (c *config) check() error {
 	if c.OrphanAfter != 0 && c.OrphanAfter < time.Minute {
 		wrong("HOLD_ORPHAN_AFTER=%s: 0 (never) or at least 1m is needed", c.OrphanAfter)
 	}
+	switch {
+	case c.Journal != journalInFile && c.Journal != journalInKafka:
+		wrong("JOURNAL=%q: %s or %s is needed", c.Journal, journalInFile, journalInKafka)
+	case c.diskless() && c.embedded():
+		wrong("JOURNAL=%s: KAFKA_BROKERS is needed with it; the embedded event log has no other disk to write to", journalInKafka)
+	}
 	if c.JournalKeep < 0 || c.JournalKeep > maxJournalKeep {
 		wrong("JOURNAL_KEEP=%s: a duration from 0 to %s is needed, such as 24h", c.JournalKeep, maxJournalKeep)
 	}
@@ -300,12 +313,20 @@ func (c *config) finish() error {
 	return nil
 }
 
+// diskless reports whether Kafka's acknowledgement stands in the journal's place.
+func (c *config) diskless() bool { return c.Journal == journalInKafka }
+
 // master reports whether the node runs migrations and one-per-cluster duties. As in New API, only the exact word "slave" makes a
 // slave.
 func (c *config) master() bool { return c.NodeType != "slave" }
 
 // embedded reports whether the event log runs inside this process.
 func (c *config) embedded() bool { return len(c.KafkaBrokers) == 0 }
+
+// keepsFiles reports whether the node has anything in DATA_DIR: one without a disk may not be able to make it.
+func (c *config) keepsFiles() bool {
+	return !c.diskless() || c.alone() || isFile(c.SQLDSN) || c.LogSQLDSN != "" && isFile(c.LogSQLDSN)
+}
 
 // flushInterval is how long the quota consumer gathers: what BATCH_UPDATE_INTERVAL becomes.
 func (c *config) flushInterval() time.Duration {

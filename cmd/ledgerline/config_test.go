@@ -41,6 +41,8 @@ func TestBadValues(t *testing.T) {
 		"frontend":         {map[string]string{"FRONTEND_BASE_URL": "console.example"}, []string{"FRONTEND_BASE_URL", "console.example", "https://"}},
 		"all at once":      {map[string]string{"SYNC_FREQUENCY": "0", "TRUSTED_PROXIES": "nginx", "KAFKA_BROKERS": "kafka"}, []string{"SYNC_FREQUENCY", "TRUSTED_PROXIES", "KAFKA_BROKERS"}},
 		"no numbers":       {map[string]string{"PORT": "http", "RELAY_TIMEOUT": "long"}, []string{"PORT", "RELAY_TIMEOUT"}},
+		"journal":          {map[string]string{"JOURNAL": "disk"}, []string{"JOURNAL", "disk", "file or kafka"}},
+		"journal alone":    {map[string]string{"JOURNAL": "kafka"}, []string{"JOURNAL=kafka", "KAFKA_BROKERS"}},
 		"interval":         {map[string]string{"BATCH_UPDATE_INTERVAL": "0"}, []string{"BATCH_UPDATE_INTERVAL", "0", "1 to 3600"}},
 	} {
 		t.Run(name, func(t *testing.T) {

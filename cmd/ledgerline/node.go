@@ -84,11 +84,8 @@ type counters interface {
 func newNode(ctx context.Context, cfg *config, r role, log *slog.Logger) (*node, error) {
 	n := &node{cfg: cfg, role: r, log: log, reg: prometheus.NewRegistry(), started: time.Now()}
 	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make data folder (DATA_DIR=%s): %w", cfg.DataDir, err)
-	}
-	if err := os.MkdirAll(cfg.JournalDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make journal folder (JOURNAL_DIR=%s): %w", cfg.JournalDir, err)
+	if err := makeFolders(cfg); err != nil {
+		return nil, err
 	}
 	var err error
 	if n.stores, err = openStores(ctx, cfg, log); err != nil {
@@ -99,6 +96,22 @@ func newNode(ctx context.Context, cfg *config, r role, log *slog.Logger) (*node,
 		return nil, err
 	}
 	return n, nil
+}
+
+// makeFolders makes the folders that the node writes to.
+func makeFolders(cfg *config) error {
+	if cfg.keepsFiles() {
+		if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+			return fmt.Errorf("make data folder (DATA_DIR=%s): %w", cfg.DataDir, err)
+		}
+	}
+	if cfg.diskless() {
+		return nil
+	}
+	if err := os.MkdirAll(cfg.JournalDir, 0o700); err != nil {
+		return fmt.Errorf("make journal folder (JOURNAL_DIR=%s): %w", cfg.JournalDir, err)
+	}
+	return nil
 }
 
 func (n *node) build(ctx context.Context) error {
@@ -119,8 +132,8 @@ func (n *node) buildRelay(ctx context.Context) error {
 	shipper := eventlog.NewShipper(n.events, eventlog.ShipperConfig{Registerer: n.reg, Logger: n.log})
 	var err error
 	n.desk, err = desk.New(ctx, desk.Config{
-		Node: n.cfg.NodeName, Partitions: n.stores.log.Partitions, Journal: n.journalConfig(), Counters: n.counters,
-		Bank: bank{n.db}, Outbox: outbox{n.db}, Logger: n.log, Metrics: n.reg,
+		Node: n.cfg.NodeName, Partitions: n.stores.log.Partitions, Journal: n.journalConfig(), Diskless: n.cfg.diskless(),
+		Counters: n.counters, Bank: bank{n.db, n.cfg.diskless()}, Outbox: outbox{n.db}, Logger: n.log, Metrics: n.reg,
 		Ship: func(ctx context.Context, j *journal.Journal) error { return shipper.Ship(ctx, j) },
 	})
 	if err != nil {
@@ -304,11 +317,14 @@ func (n *node) close() {
 }
 
 // bank and outbox fit the database to what the desk asks for.
-type bank struct{ *sqlstore.Store }
+type bank struct {
+	*sqlstore.Store
+	diskless bool
+}
 
 // RegisterProducer implements desk.Bank.
 func (b bank) RegisterProducer(ctx context.Context, id ledger.ID, node string) error {
-	return b.Store.RegisterProducer(ctx, sqlstore.Producer{ID: id, Node: node, Version: version})
+	return b.Store.RegisterProducer(ctx, sqlstore.Producer{ID: id, Node: node, Version: version, Diskless: b.diskless})
 }
 
 // Heartbeat implements desk.Bank.

@@ -212,6 +212,9 @@ func (n *node) relayProblems() []string {
 	if err := n.desk.Failed(); err != nil {
 		out = append(out, err.Error())
 	}
+	if unlogged := n.desk.Unlogged(); unlogged > 0 {
+		out = append(out, fmt.Sprintf("the event log does not acknowledge in %d of %d partitions (JOURNAL=kafka)", unlogged, n.stores.log.Partitions))
+	}
 	if open, all := n.desk.Open(); open < all {
 		out = append(out, fmt.Sprintf("%d of %d partitions have no open counter epoch", all-open, all))
 	}

@@ -172,6 +172,13 @@ func (c *clients) answered() []seen {
 	return out
 }
 
+// seen are all requests so far, as their clients saw them.
+func (c *clients) seen() []seen {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]seen(nil), c.all...)
+}
+
 func (s *site) urls() []string {
 	urls := make([]string, len(s.nodes))
 	for i, n := range s.nodes {

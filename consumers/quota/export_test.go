@@ -15,6 +15,7 @@ const (
 	PatienceLive  = patienceLive
 	ApplyPatience = applyPatience
 	ObserveEvery  = observeEvery
+	DisklessAfter = disklessAfter
 )
 
 // SetNow gives the sink a clock.

@@ -22,6 +22,11 @@ type Registry interface {
 // recognised that long.
 const keepMarks = 7 * 24 * time.Hour
 
+// disklessAfter is how long a node whose journal is in memory may be silent before it is given up, if HOLD_ORPHAN_AFTER is not shorter:
+// the longer time lets a node come back and settle from its disk, and here there is none. It is as long as an epoch waits for a
+// node that is alive, so that one which was only held up is not taken for dead.
+const disklessAfter = patienceLive
+
 // observeEvery is how often the heartbeats are read.
 const observeEvery = 5 * time.Second
 
@@ -61,6 +66,14 @@ type stillness struct {
 	lasted time.Duration
 }
 
+// patience is how long p may be silent; 0: for ever.
+func (o *observer) patience(p *sqlstore.Producer) time.Duration {
+	if p.Diskless && (o.orphanAfter == 0 || o.orphanAfter > disklessAfter) {
+		return disklessAfter
+	}
+	return o.orphanAfter
+}
+
 func (o *observer) look(ctx context.Context, now time.Time) error {
 	producers, err := o.registry.Producers(ctx)
 	if err != nil {
@@ -85,7 +98,7 @@ func (o *observer) look(ctx context.Context, now time.Time) error {
 			continue
 		}
 		s.lasted += counted
-		if o.orphanAfter == 0 || s.lasted < o.orphanAfter {
+		if after := o.patience(p); after == 0 || s.lasted < after {
 			continue
 		}
 		gone, err := o.registry.GiveUp(ctx, p.ID, p.Beat)

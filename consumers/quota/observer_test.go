@@ -78,6 +78,36 @@ func TestObserverGivesUpWhoIsSilent(t *testing.T) {
 	w.want(sqlstore.ProducerGone, "it was silent")
 }
 
+// A node without a disk is not waited for as long as one that may come back and settle: nobody can.
+func TestObserverGivesUpDisklessSoon(t *testing.T) {
+	for _, after := range []time.Duration{0, 15 * time.Minute} {
+		w, _ := newWatch(t, after)
+		id := testID('d', 1)
+		must(t, w.registry.RegisterProducer(t.Context(), sqlstore.Producer{ID: id, Node: "diskless", Diskless: true}))
+		w.observe(quota.DisklessAfter - 10*time.Second)
+		for range 2 {
+			list, err := w.registry.Store.Producers(t.Context())
+			must(t, err)
+			for _, p := range list {
+				if p.State != sqlstore.ProducerLive {
+					t.Fatalf("HOLD_ORPHAN_AFTER %s: %s was given up too early", after, p.Node)
+				}
+			}
+			_, err = w.registry.Heartbeat(t.Context(), id)
+			must(t, err)
+			w.observe(quota.DisklessAfter - 10*time.Second)
+		}
+		w.observe(20 * time.Second)
+		list, err := w.registry.Store.Producers(t.Context())
+		must(t, err)
+		for _, p := range list {
+			if gone := p.State == sqlstore.ProducerGone; gone != p.Diskless {
+				t.Errorf("HOLD_ORPHAN_AFTER %s: %s is %s", after, p.Node, p.State)
+			}
+		}
+	}
+}
+
 func TestObserverDoesNotCountWhatItDidNotSee(t *testing.T) {
 	w, _ := newWatch(t, orphanAfter)
 	w.observe(orphanAfter / 2)

@@ -14,26 +14,47 @@ import (
 // Commit is the promise that a record becomes durable. It is a small value; the zero Commit promises nothing.
 type Commit struct {
 	b    *batch
+	log  *fate    // under Config.AwaitLog, of an event: when it is in the log; nil: being on the disk is enough
 	ends *segment // holds the end of a hold that the counters have not taken; nil: nothing to wait for
+}
+
+// fate is what becomes of a record, once it is decided.
+type fate struct {
+	done chan struct{}
+	err  error // set before done is closed
+}
+
+func (f *fate) finish(err error) {
+	f.err = err
+	close(f.done)
 }
 
 var errNoCommit = errors.New("wait for a commit that never was")
 
-// Wait returns nil once the record is fsynced (L1), ErrFailed (wrapped) if it will not be, or ctx's error: its fate is unknown
-// then.
+// fate is that of the record: the disk's verdict, or the log's.
+func (c Commit) fate() *fate {
+	if c.log != nil {
+		return c.log
+	}
+	return &c.b.fate
+}
+
+// Wait returns nil once the record is fsynced, or in the log under Config.AwaitLog (L1); ErrFailed or ErrClosed (wrapped) if it may
+// never be; or ctx's error: its fate is unknown then.
 func (c Commit) Wait(ctx context.Context) error {
 	if c.b == nil {
 		return errNoCommit
 	}
+	f := c.fate()
 	select {
-	case <-c.b.done:
-		return c.b.err
+	case <-f.done:
+		return f.err
 	default:
 	}
 	c.b.urge()
 	select {
-	case <-c.b.done:
-		return c.b.err
+	case <-f.done:
+		return f.err
 	case <-ctx.Done():
 		return fmt.Errorf("wait for journal: %w", context.Cause(ctx))
 	}
@@ -45,7 +66,7 @@ func (c Commit) Done() <-chan struct{} {
 		return nil
 	}
 	c.b.urge()
-	return c.b.done
+	return c.fate().done
 }
 
 // Err returns what Wait would, after Done is closed.
@@ -54,20 +75,20 @@ func (c Commit) Err() error {
 		return errNoCommit
 	}
 	c.b.urge()
-	<-c.b.done
-	return c.b.err
+	f := c.fate()
+	<-f.done
+	return f.err
 }
 
 // batch is what one write and one fsync make durable.
 type batch struct {
+	fate
 	parts  []part
 	events []queuedEvent
 	moves  []move
 	bytes  int64
 	frames int
 	seq    uint64 // highest given out up to its end
-	done   chan struct{}
-	err    error // set before done is closed
 
 	urgent atomic.Bool     // somebody waits for it, or it is being written
 	wake   chan<- struct{} // the writer's
@@ -111,11 +132,6 @@ type move struct {
 	closed bool // the hold has ended: its slot is free
 }
 
-func (b *batch) finish(err error) {
-	b.err = err
-	close(b.done)
-}
-
 // eventBuffers holds buffers for events, which are encoded before the append lock is taken.
 var eventBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
@@ -148,6 +164,9 @@ func (j *Journal) Open(rec *OpenRecord) (Commit, error) {
 		return Commit{}, fmt.Errorf("open hold: %w: all %d slots are in use", ErrFull, j.slots.count)
 	}
 	if err := j.room(openBytes + int64(len(payload)) + closeReserve); err != nil {
+		return Commit{}, fmt.Errorf("open hold: %w", err)
+	}
+	if err := j.logAnswers(rec.User); err != nil {
 		return Commit{}, fmt.Errorf("open hold: %w", err)
 	}
 	index := j.free[len(j.free)-1]
@@ -259,7 +278,7 @@ func (j *Journal) putEvent(r *record, ev *ledger.Event) (c Commit, again bool, e
 	r.At = time.Now().UnixMilli()
 	b, seg, _ := j.put(r)
 	ev.Seq, ev.Prev = r.Seq, r.Prev
-	c = Commit{b: b}
+	c = Commit{b: b, log: j.awaitLog(r)}
 	if o != nil {
 		c.ends = j.closeHold(o, b, seg)
 	}
@@ -381,7 +400,7 @@ func (j *Journal) put(r *record) (b *batch, seg *segment, n int64) {
 	}
 	b = j.pending
 	if b == nil {
-		b = &batch{done: make(chan struct{}), wake: j.wake}
+		b = &batch{fate: fate{done: make(chan struct{})}, wake: j.wake}
 		j.pending = b
 		if r.Kind != kindEvent {
 			poke(j.linger)

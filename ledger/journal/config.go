@@ -13,6 +13,8 @@ var (
 	ErrFull = errors.New("journal is full")
 	// ErrFailed says that a write or an fsync failed: the journal takes nothing any more until the directory is adopted anew.
 	ErrFailed = errors.New("journal has failed")
+	// ErrNoLog refuses an Open because the log has not acknowledged what was sent to it for too long (Config.AwaitLog).
+	ErrNoLog = errors.New("the event log does not acknowledge")
 	// ErrClosed says that the journal was closed or retired.
 	ErrClosed = errors.New("journal is closed")
 	// ErrLocked says that another process, or another Journal of this one, owns the directory.
@@ -43,6 +45,9 @@ const (
 	// maxQueuedBytes bounds what waits for the disk. Opens and events are refused above it: the disk hangs. What closes a
 	// request is still taken, bounded by the slots.
 	maxQueuedBytes = 32 << 20
+	// logPatience is how long an event may wait for the log under Config.AwaitLog before its partition's requests are refused: long
+	// enough for a hiccup, and so short that few requests are under way that cannot end.
+	logPatience = 3 * time.Second
 	// maxDamage bounds the damage kept for Stats and Damage; the rest is counted.
 	maxDamage = 1000
 )
@@ -67,6 +72,10 @@ type Config struct {
 	// AwaitReleases keeps a segment until the counters took the end of every hold that ends in it; the owner says so with
 	// Released and, of an adopted journal, ReleasedRecovered.
 	AwaitReleases bool
+
+	// AwaitLog makes the log's acknowledgement what a Commit of an event waits for, in the place of the disk's: for a journal on
+	// Memory, which dies with its process.
+	AwaitLog bool
 
 	Logger *slog.Logger // nil: discard
 }

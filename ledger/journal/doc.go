@@ -26,6 +26,9 @@
 // methods as live requests. Whatever is interrupted there is found again by the next Adopt, because records are closed by
 // hold id.
 //
+// A node without a disk to keep has its journal on Memory, with Config.AwaitLog: then a Commit of an event waits for Acked in the
+// place of the fsync, no request is opened while the log does not acknowledge, and a crash leaves nothing to adopt. All else is the same.
+//
 // What it assumes of the disk: fsync of a file makes its contents durable, fsync of a directory makes its entries durable,
 // rename is atomic, and a write that was not fsynced may survive wholly, partly or not at all, in any order.
 package journal

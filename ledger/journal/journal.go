@@ -219,6 +219,7 @@ func (j *Journal) failLocked(cause error) {
 		j.pending = nil
 		b.finish(j.failed)
 	}
+	j.ship.endWaits(j.failed)
 }
 
 // usable returns the error that every append gets, with mu held.
@@ -272,6 +273,9 @@ func (j *Journal) Close() error {
 	j.mu.Unlock()
 	close(j.stop)
 	<-j.stopped
+	j.mu.Lock()
+	j.ship.endWaits(ErrClosed)
+	j.mu.Unlock()
 	return errors.Join(j.Failed(), j.writer.close(), j.slots.close(inUse), j.lock.Close())
 }
 

@@ -41,6 +41,7 @@ type shipping struct {
 	outstanding int   // handed out since the last rewind and not acknowledged
 	depth       int64 // fsynced and not acknowledged
 	acking      chan struct{}
+	waits       [][]logWait // by partition, ascending; under Config.AwaitLog
 }
 
 // chunk is one durable batch that holds events.
@@ -61,6 +62,7 @@ type flight struct {
 func newShipping(partitions int) shipping {
 	return shipping{
 		acked: make([]uint64, partitions), handed: make([]uint64, partitions), flights: make([][]flight, partitions),
+		waits: make([][]logWait, partitions),
 	}
 }
 
@@ -226,6 +228,7 @@ func (j *Journal) Acked(partition int, seq uint64) {
 		return // the slots may be unmapped; the mark is advisory
 	}
 	j.slots.setAcked(partition, seq)
+	s.endWaitsThrough(partition, seq)
 	if s.acking != nil {
 		close(s.acking)
 		s.acking = nil

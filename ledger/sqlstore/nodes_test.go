@@ -67,7 +67,7 @@ func TestProducersLifeCycle(t *testing.T) {
 	each(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		now := clock(s)
-		a := Producer{ID: id(1), Node: "n1", Addr: "h:1", Version: "v1"}
+		a := Producer{ID: id(1), Node: "n1", Addr: "h:1", Version: "v1", Diskless: true}
 		must(t, s.RegisterProducer(ctx, a))
 		must(t, s.RegisterProducer(ctx, a))
 		must(t, s.RegisterProducer(ctx, Producer{ID: id(2), Node: "n2"}))

@@ -24,6 +24,7 @@ type Producer struct {
 	Node      string // NODE_NAME
 	Addr      string // where the node is reached, for people
 	Version   string // of the binary
+	Diskless  bool   // its journal is in memory: once it is silent, nobody recovers it
 	State     ProducerState
 	Beat      uint64    // raised by every heartbeat
 	StartedAt time.Time // when it registered
@@ -34,8 +35,8 @@ type Producer struct {
 func (s *Store) RegisterProducer(ctx context.Context, p Producer) error {
 	now := s.now().UnixMilli()
 	err := s.Tx(ctx, func(tx *Tx) error {
-		_, err := tx.Exec(ctx, "INSERT INTO ledger_producers (id, node, addr, version, state, beat, started_at, updated_at) VALUES (?, ?, ?, ?, ?, 0, ?, ?)"+s.onConflict("id"),
-			p.ID[:], p.Node, p.Addr, p.Version, ProducerLive, now, now)
+		_, err := tx.Exec(ctx, "INSERT INTO ledger_producers (id, node, addr, version, diskless, state, beat, started_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?)"+s.onConflict("id"),
+			p.ID[:], p.Node, p.Addr, p.Version, p.Diskless, ProducerLive, now, now)
 		if err != nil {
 			return err
 		}
@@ -91,12 +92,12 @@ func (s *Store) Producers(ctx context.Context) ([]Producer, error) {
 
 func (tx *Tx) producers(ctx context.Context) ([]Producer, error) {
 	var list []Producer
-	q := "SELECT id, node, addr, version, state, beat, started_at, updated_at FROM ledger_producers ORDER BY started_at, id"
+	q := "SELECT id, node, addr, version, diskless, state, beat, started_at, updated_at FROM ledger_producers ORDER BY started_at, id"
 	err := tx.each(ctx, q, nil, func(scan func(...any) error) error {
 		var p Producer
 		var id idColumn
 		var started, updated int64
-		if err := scan(&id, &p.Node, &p.Addr, &p.Version, &p.State, &p.Beat, &started, &updated); err != nil {
+		if err := scan(&id, &p.Node, &p.Addr, &p.Version, &p.Diskless, &p.State, &p.Beat, &started, &updated); err != nil {
 			return err
 		}
 		p.ID, p.StartedAt, p.UpdatedAt = id.ID, time.UnixMilli(started), time.UnixMilli(updated)

@@ -86,13 +86,16 @@ type Config struct {
 	Node       string // NODE_NAME
 	Partitions int
 	Journal    journal.Config
-	Counters   Counters
-	Bank       Bank
-	Ship       Ship
-	Outbox     Outbox
-	Logger     *slog.Logger
-	Metrics    prometheus.Registerer // nil: no metrics
-	Now        func() time.Time      // nil: time.Now
+	// Diskless keeps the node's own journal in memory: an event counts as durable when the log has acknowledged it (JOURNAL=kafka).
+	// What an earlier process left in Journal.Root is adopted all the same.
+	Diskless bool
+	Counters Counters
+	Bank     Bank
+	Ship     Ship
+	Outbox   Outbox
+	Logger   *slog.Logger
+	Metrics  prometheus.Registerer // nil: no metrics
+	Now      func() time.Time      // nil: time.Now
 
 	// How often the node says that it lives, voids holds of its own that it does not know (DESIGN 7, dead nodes), and looks
 	// through JOURNAL_DIR for journals that nobody holds. Zero: beatEvery, sweepEvery, adoptEvery.
@@ -194,11 +197,24 @@ func (d *Desk) newBook(ctx context.Context) (*book, error) {
 	if err := d.cfg.Bank.RegisterProducer(ctx, incarnation, d.cfg.Node); err != nil {
 		return nil, fmt.Errorf("register journal incarnation: %w", err)
 	}
-	j, err := journal.Create(d.cfg.Journal, incarnation)
+	j, err := journal.Create(d.ownJournal(), incarnation)
 	if err != nil {
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
 	return &book{incarnation: incarnation, journal: j}, nil
+}
+
+// memorySegment is the size of a segment in memory: what is acknowledged goes sooner than from a disk, where files cost more.
+const memorySegment = 1 << 20
+
+// ownJournal is the configuration of the journal that the node writes itself. Each of those in memory has a memory of its own, which goes
+// with it.
+func (d *Desk) ownJournal() journal.Config {
+	cfg := d.cfg.Journal
+	if d.cfg.Diskless {
+		cfg.FS, cfg.AwaitLog, cfg.SegmentBytes, cfg.Keep = journal.NewMemory(), true, memorySegment, 0
+	}
+	return cfg
 }
 
 func newID() (ledger.ID, error) {
@@ -227,6 +243,9 @@ var ErrStopping = errors.New("the node is shutting down")
 
 // Failed returns why the journal cannot be written, nil if it can.
 func (d *Desk) Failed() error { return d.current().journal.Failed() }
+
+// Unlogged returns how many partitions refuse requests because the log does not acknowledge (Config.Diskless).
+func (d *Desk) Unlogged() int { return d.current().journal.Unlogged() }
 
 // Open returns how many partitions have an open counter epoch on this node, and how many there are.
 func (d *Desk) Open() (open, all int) {

@@ -276,8 +276,7 @@ func (d *Desk) leave(ctx context.Context, drain time.Duration) error {
 			}
 		}
 		if !pause(ctx, epochLook/10) {
-			d.log.Warn("the node stops with work left in its journal; the next start finishes it",
-				"open_requests", d.open.Load(), "unreleased", len(d.releases))
+			d.leaveWork()
 			d.closeFiles()
 			return nil
 		}
@@ -293,6 +292,17 @@ func (d *Desk) leave(ctx context.Context, drain time.Duration) error {
 		}
 	}
 	return nil
+}
+
+// leaveWork says what the node leaves behind.
+func (d *Desk) leaveWork() {
+	log := d.log.With("open_requests", d.open.Load(), "unreleased", len(d.releases), "unacknowledged", d.current().journal.Stats().Depth)
+	if d.cfg.Diskless {
+		// No answer of these went out whole. Their holds end when the incarnation is given up.
+		log.Error("the node stops with events that the log has not acknowledged; they go with its memory")
+		return
+	}
+	log.Warn("the node stops with work left in its journal; the next start finishes it")
 }
 
 // busy reports whether anything is left to do before the node's own incarnation can be closed.
