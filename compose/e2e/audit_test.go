@@ -8,8 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/redis/go-redis/v9"
-
 	"ledgerline/ledger"
 	"ledgerline/ledger/ledgertest"
 )
@@ -226,15 +224,7 @@ func (s *site) empty() {
 	if err := tx.Commit(); err != nil {
 		s.t.Fatal(err)
 	}
-	options, err := redis.ParseURL(s.env["REDIS_CONN_STRING"])
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	c := redis.NewClient(options)
-	defer c.Close()
-	if err := c.FlushDB(s.t.Context()).Err(); err != nil {
-		s.t.Fatal(err)
-	}
+	s.loseCounters()
 }
 
 // emptyUsage removes every row of the usage log.

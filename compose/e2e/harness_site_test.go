@@ -185,9 +185,13 @@ func rootPassword(stdout string) string {
 // run runs a command of the binary on the site's stores, as an operator would.
 func (s *site) run(args ...string) ran {
 	s.t.Helper()
+	return run(s.t, s.command(args...))
+}
+
+func (s *site) command(args ...string) command {
 	env := s.environment(nil)
 	env["DATA_DIR"], env["JOURNAL_DIR"] = filepath.Join(s.nodes[0].dir, "data"), filepath.Join(s.nodes[0].dir, "journal")
-	return run(s.t, command{args: args, env: env})
+	return command{args: args, env: env}
 }
 
 // client is for looks at a node; it keeps no connection, since nodes die here.
