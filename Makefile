@@ -18,7 +18,7 @@ MYSQL_PACKAGES ?= ./ledger/sqlstore/... ./ledger/usagelog/...
 
 GO_TEST = go test -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS)
 
-.PHONY: build test race lint fmt vuln bench demo up down status engines test-mysql clean
+.PHONY: build test race lint fmt vuln bench bench-compare bench-limits demo up down status engines test-mysql clean
 
 build: ## the program: bin/ledgerline
 	go build -trimpath -o bin/ledgerline ./cmd/ledgerline
@@ -34,6 +34,17 @@ race: bin/local ## the tests under the race detector
 
 bench: build bin/local ## what it costs: direct, a bare reverse proxy, and the relay, on embedded and on real engines
 	LEDGERLINE_KAFKA_JVM='-XX:+UseG1GC' bin/local run -- bin/ledgerline bench $(BENCH_FLAGS)
+
+# The other revision is built from a work tree of its own, which goes again. README.md's table of figures is written anew.
+bench-compare: build bin/local ## BASE=<rev>: both revisions in turn in one run, ratios with their spread, and the README's figures
+	@test -n "$(BASE)" || { echo "make bench-compare BASE=<rev>: the revision to compare with is needed"; exit 2; }
+	rm -rf bin/base-tree && git worktree prune && git worktree add --detach bin/base-tree $(BASE)
+	cd bin/base-tree && go build -trimpath -o ../base ./cmd/ledgerline; code=$$?; cd ../.. && git worktree remove --force bin/base-tree; exit $$code
+	LEDGERLINE_KAFKA_JVM='-XX:+UseG1GC' bin/local run -- bin/ledgerline bench -base bin/base -readme README.md $(BENCH_FLAGS)
+
+bench-limits: build ## what the tables do not show: a lone client, 1,000 and 5,000 streams, 10,000 idle connections, overload
+	bin/ledgerline bench -only direct,proxy,embedded -measure latency,streams,idle,overload $(BENCH_FLAGS)
+	bin/ledgerline bench -only embedded -measure streams -streams 5000 -hold 60s $(BENCH_FLAGS)
 
 demo: build ## a relay with a mock upstream and traffic, nothing else needed
 	bin/ledgerline demo

@@ -20,21 +20,6 @@ import (
 	"ledgerline/relay/relaytest"
 )
 
-// benchOptions are the same for every target of a run, so that the figures are comparable.
-type benchOptions struct {
-	duration    time.Duration
-	concurrency int
-	runs        int
-	answerBytes int
-	chunks      int
-	only        string
-	kind        string
-	profile     string
-	base        string
-	json        bool
-	verbose     bool
-}
-
 // benchQuota is more than any run spends.
 const benchQuota = 1_000_000_000_000
 
@@ -52,28 +37,9 @@ func benchCommand(ctx context.Context, args []string, getenv func(string) string
 			return benchNode(ctx, args[1:], getenv, stdout, stderr)
 		}
 	}
-	var o benchOptions
-	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.DurationVar(&o.duration, "duration", 5*time.Second, "of one measurement")
-	flags.IntVar(&o.concurrency, "c", 32, "clients at once")
-	flags.IntVar(&o.runs, "runs", 5, "measurements of each target, in turn; medians are printed, with the spread")
-	flags.IntVar(&o.answerBytes, "bytes", 1024, "size of a plain answer's text")
-	flags.IntVar(&o.chunks, "chunks", 256, "chunks of a streamed answer")
-	flags.StringVar(&o.only, "only", "", "targets, separated by commas: direct, proxy, embedded, engines; empty: all that can run")
-	flags.StringVar(&o.kind, "kind", "", "plain or stream; empty: both")
-	flags.StringVar(&o.profile, "profile", "", "folder for CPU and allocation profiles of the relay; they cost it some percent")
-	flags.StringVar(&o.base, "base", "", "another build of this program: its relay is measured in turn with this one's")
-	flags.BoolVar(&o.json, "json", false, "print one JSON object instead of tables")
-	flags.BoolVar(&o.verbose, "v", false, "show what the processes log")
-	if err := parseFlags(flags, args); err != nil {
+	o, err := benchFlags(args, stderr)
+	if err != nil {
 		return err
-	}
-	if o.duration < 100*time.Millisecond || o.concurrency < 1 || o.runs < 1 || o.answerBytes < 1 || o.chunks < 1 {
-		return usagef("bench: -duration from 100ms, and -c, -runs, -bytes and -chunks from 1 are needed")
-	}
-	if o.kind != "" && o.kind != kindPlain && o.kind != kindStream {
-		return usagef("bench: -kind %q: plain or stream is needed", o.kind)
 	}
 	if o.profile != "" {
 		if err := os.MkdirAll(o.profile, 0o750); err != nil {
@@ -99,6 +65,7 @@ type bench struct {
 	errs     io.Writer
 	children []*child
 	upstream *child
+	redisDBs int // used so far
 
 	afterwards []func() // done when the children have ended
 }
@@ -133,6 +100,13 @@ func (t *target) own() []int {
 	return pids
 }
 
+// What targets are called: nothing in between, the relay of this build, and that of the build to compare with.
+const (
+	directName = "direct"
+	relayName  = "relay"
+	baseName   = "base"
+)
+
 // The two kinds of request.
 const (
 	kindPlain  = "plain"
@@ -148,7 +122,23 @@ func (b *bench) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for _, what := range b.o.measure {
+		if what == measureTables {
+			err = b.tables(ctx, targets)
+		} else {
+			err = b.limits(ctx, targets, what)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tables measures throughput and CPU under a steady load.
+func (b *bench) tables(ctx context.Context, targets []target) error {
 	var report benchReport
+	var all []benchRow
 	for _, kind := range []string{kindPlain, kindStream} {
 		if b.o.kind != "" && b.o.kind != kind {
 			continue
@@ -159,11 +149,37 @@ func (b *bench) run(ctx context.Context) error {
 		}
 		if !b.o.json {
 			b.print(rows, kind)
+			b.printCompared(rows, kind)
 		}
 		report.add(rows)
+		all = append(all, rows...)
+	}
+	if b.o.readme != "" {
+		if err := b.writeFigures(all); err != nil {
+			return err
+		}
 	}
 	if b.o.json {
 		return b.printJSON(&report)
+	}
+	return nil
+}
+
+// limits measures what the tables do not show: a lone client, many streams, many connections, too many requests.
+func (b *bench) limits(ctx context.Context, targets []target, what string) error {
+	if what == measureLatency {
+		return b.latency(ctx, targets)
+	}
+	measure := map[string]func(context.Context, *target) error{
+		measureStreams: b.streams, measureIdle: b.idleConnections, measureOverload: b.overload,
+	}[what]
+	for i := range targets {
+		if targets[i].pids["relay"] == 0 {
+			continue
+		}
+		if err := measure(ctx, &targets[i]); err != nil {
+			return fmt.Errorf("measure %s of %s: %w", what, targets[i].name, err)
+		}
 	}
 	return nil
 }
@@ -173,7 +189,7 @@ func (b *bench) targets(ctx context.Context) ([]target, error) {
 	want := func(name string) bool { return b.o.only == "" || slices.Contains(strings.Split(b.o.only, ","), name) }
 	var out []target
 	if want("direct") {
-		out = append(out, target{name: "direct", url: b.upstream.url, key: "none", pids: map[string]int{}})
+		out = append(out, target{name: directName, url: b.upstream.url, key: "none", pids: map[string]int{}})
 	}
 	if want("proxy") {
 		c, err := b.start(ctx, "reverse proxy", nil, "bench", "proxy", "-target", b.upstream.url, "-idle", strconv.Itoa(2*b.o.concurrency))
@@ -182,9 +198,9 @@ func (b *bench) targets(ctx context.Context) ([]target, error) {
 		}
 		out = append(out, target{name: "reverse proxy", url: c.url, key: "none", pids: map[string]int{"proxy": c.pid()}, child: c})
 	}
-	relays := map[string]string{"relay": ""}
+	relays := map[string]string{relayName: ""}
 	if b.o.base != "" {
-		relays["base"] = b.o.base
+		relays[baseName] = b.o.base
 	}
 	for _, name := range slices.Sorted(maps.Keys(relays)) {
 		if want("embedded") {

@@ -36,7 +36,13 @@ func (b *bench) engineEnvironment(ctx context.Context) (map[string]string, error
 	}
 	name := "bench_" + strconv.FormatInt(time.Now().UnixNano(), 36)
 	out["KAFKA_TOPIC"] = name
-	var err error
+	redis, err := url.Parse(out["REDIS_CONN_STRING"])
+	if err != nil {
+		return nil, usagef("bench: TEST_REDIS_URL: %v", err)
+	}
+	b.redisDBs++ // the counters of two nodes that are no cluster must not meet
+	redis.Path = "/" + strconv.Itoa(b.redisDBs)
+	out["REDIS_CONN_STRING"] = redis.String()
 	if out["SQL_DSN"], err = b.mysqlDatabase(ctx, out["SQL_DSN"], name); err != nil {
 		return nil, err
 	}

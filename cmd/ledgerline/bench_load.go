@@ -165,10 +165,15 @@ func (b *bench) body(stream bool) ([]byte, error) {
 	}
 	s := relaytest.DefaultScript()
 	s.Prompt, s.Completion = 40, completion
+	return chatBody(stream, completion, s.String())
+}
+
+// chatBody is a request that tells the mock upstream what to answer.
+func chatBody(stream bool, maxTokens int64, script string) ([]byte, error) {
 	return json.Marshal(map[string]any{
-		"model": demoModel, "stream": stream, "max_tokens": completion,
+		"model": demoModel, "stream": stream, "max_tokens": maxTokens,
 		"messages": []any{map[string]any{"role": "user", "content": strings.Repeat("measure ", 25)}},
-		"metadata": map[string]any{"mock": s.String()},
+		"metadata": map[string]any{"mock": script},
 	})
 }
 
@@ -213,13 +218,21 @@ func (b *bench) load(ctx context.Context, t *target, body []byte, duration time.
 	return loadResult{all, failed.Load()}, ctx.Err()
 }
 
-func benchRequest(ctx context.Context, client *http.Client, t *target, body []byte) error {
+func benchPost(ctx context.Context, t *target, body []byte) (*http.Request, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, t.url+"/v1/chat/completions", bytes.NewReader(body))
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("build request: %w", err)
 	}
 	req.Header.Set("Authorization", "Bearer "+t.key)
 	req.Header.Set("Content-Type", "application/json")
+	return req, nil
+}
+
+func benchRequest(ctx context.Context, client *http.Client, t *target, body []byte) error {
+	req, err := benchPost(ctx, t, body)
+	if err != nil {
+		return err
+	}
 	resp, err := client.Do(req)
 	if err != nil {
 		return err

@@ -96,8 +96,8 @@ func (p *profile) end() error {
 	pprof.StopCPUProfile()
 	var after runtime.MemStats
 	runtime.ReadMemStats(&after)
-	text := fmt.Sprintf("allocations %d\nbytes %d\ncollections %d\n",
-		after.Mallocs-p.before.Mallocs, after.TotalAlloc-p.before.TotalAlloc, after.NumGC-p.before.NumGC)
+	text := fmt.Sprintf("allocations %d\nbytes %d\ncollections %d\nheap in use %d\nstacks in use %d\n",
+		after.Mallocs-p.before.Mallocs, after.TotalAlloc-p.before.TotalAlloc, after.NumGC-p.before.NumGC, after.HeapInuse, after.StackInuse)
 	return errors.Join(p.cpu.Close(), writeProfile(p.path+".allocs", "allocs"), writeProfile(p.path+".mutex", "mutex"),
 		os.WriteFile(p.path+".memory", []byte(text), 0o600))
 }

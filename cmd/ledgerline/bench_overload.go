@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// overloadBy is how much more is offered than the node can do at its best.
+	overloadBy = 2
+	// overloadPatience is how long a client waits for its answer before it gives up.
+	overloadPatience = 10 * time.Second
+	// offerEvery is how often requests are let go; finer steps the clock of a busy machine does not keep.
+	offerEvery = 5 * time.Millisecond
+)
+
+// offered is what became of the requests of an open load: they come at their own pace, whether the earlier ones were answered or not.
+type offered struct {
+	sent                                int64
+	answered, refused, unexplained, bad atomic.Int64
+	mu                                  sync.Mutex
+	why                                 error
+}
+
+// overload finds what the node does at its best, then offers twice as much, and compares what is answered.
+func (b *bench) overload(ctx context.Context, t *target) error {
+	body, err := b.body(false)
+	if err != nil {
+		return err
+	}
+	peak := 0.0
+	for range b.o.runs {
+		if err := settle(ctx, t); err != nil {
+			return err
+		}
+		r, err := b.load(ctx, t, body, b.o.duration)
+		if err != nil {
+			return err
+		}
+		peak = max(peak, r.perSecond(b.o.duration))
+	}
+	if err := settle(ctx, t); err != nil {
+		return err
+	}
+	var o offered
+	lasts := 2 * overloadPatience // so that what gives up is seen
+	answered, took := b.offer(ctx, t, body, overloadBy*peak, lasts, &o)
+	_, rss := procStat(t.child.pid())
+	fmt.Fprintf(b.out, "\n%s: %.0f requests/s at the peak (%d clients). Offered %.0f/s for %s: %.0f/s answered (%.0f%% of the peak) while it lasted, "+
+		"%d of %d in all; %d refused with 429 or 503 and Retry-After, %d refused otherwise, %d failed; memory %d MB\n",
+		t.name, peak, b.o.concurrency, float64(o.sent)/took.Seconds(), took.Round(time.Second), float64(answered)/took.Seconds(),
+		100*float64(answered)/took.Seconds()/peak, o.answered.Load(), o.sent, o.refused.Load(), o.unexplained.Load(), o.bad.Load(), rss>>20)
+	if o.why != nil {
+		fmt.Fprintf(b.out, "  one of the failures: %v\n", o.why)
+	}
+	return nil
+}
+
+// offer lets requests go at a fixed rate, and returns how many were answered while it did, and how long that was.
+func (b *bench) offer(ctx context.Context, t *target, body []byte, rate float64, lasts time.Duration, o *offered) (answered int64, took time.Duration) {
+	transport := demoTransport(4 * b.o.concurrency)
+	client := &http.Client{Transport: transport, Timeout: overloadPatience}
+	defer client.CloseIdleConnections()
+	var flying sync.WaitGroup
+	began := time.Now()
+	tick := time.NewTicker(offerEvery)
+	defer tick.Stop()
+	for took < lasts && ctx.Err() == nil {
+		<-tick.C
+		took = time.Since(began)
+		for ; float64(o.sent) < rate*took.Seconds(); o.sent++ {
+			flying.Go(func() { o.one(ctx, client, t, body) })
+		}
+	}
+	answered = o.answered.Load()
+	flying.Wait()
+	return answered, took
+}
+
+func (o *offered) one(ctx context.Context, client *http.Client, t *target, body []byte) {
+	fail := func(err error) {
+		o.bad.Add(1)
+		o.mu.Lock()
+		o.why = err
+		o.mu.Unlock()
+	}
+	req, err := benchPost(ctx, t, body)
+	if err != nil {
+		fail(err)
+		return
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		fail(err)
+		return
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		fail(err)
+		return
+	}
+	switch resp.StatusCode {
+	case http.StatusOK:
+		o.answered.Add(1)
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && n > 0 {
+			o.refused.Add(1)
+			return
+		}
+		o.unexplained.Add(1)
+	default:
+		fail(errors.New(resp.Status))
+	}
+}
