@@ -18,3 +18,15 @@ func DecodeFetch(body []byte) (code int16, end int64, records []byte, err error)
 	}
 	return res.errorCode, res.highWatermark, res.records, nil
 }
+
+// DecodeProduce returns the error codes of a produce response.
+func DecodeProduce(body []byte) (map[int]int16, error) {
+	res, err := decodeProduce(body)
+	if err != nil {
+		return nil, err
+	}
+	return res.codes, nil
+}
+
+// AppendBatch is the encoder of what is shipped.
+var AppendBatch = appendBatch

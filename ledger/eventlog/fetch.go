@@ -71,21 +71,9 @@ func (r *fetchRequest) RawExchange(rw io.ReadWriter) (protocol.Message, error) {
 	if _, err := rw.Write(r.encode()); err != nil {
 		return nil, fmt.Errorf("write fetch request: %w", err)
 	}
-	var size [4]byte
-	if _, err := io.ReadFull(rw, size[:]); err != nil {
-		return nil, fmt.Errorf("read fetch response: %w", err)
-	}
-	n := int(int32(binary.BigEndian.Uint32(size[:])))
-	if n < 4 || n > maxFetchResponse {
-		return nil, fmt.Errorf("read fetch response: %d bytes announced, allowed are 4 to %d", n, maxFetchResponse)
-	}
-	body := r.reuse
-	if cap(body) < n {
-		body = make([]byte, n)
-	}
-	body = body[:n]
-	if _, err := io.ReadFull(rw, body); err != nil {
-		return nil, fmt.Errorf("read fetch response: %w", err)
+	body, err := readFrame(rw, "fetch", maxFetchResponse, r.reuse)
+	if err != nil {
+		return nil, err
 	}
 	res, err := decodeFetch(body)
 	if err != nil {
@@ -95,20 +83,10 @@ func (r *fetchRequest) RawExchange(rw io.ReadWriter) (protocol.Message, error) {
 	return res, nil
 }
 
-// correlation is the id of every request: a connection carries one request at a time.
-const correlation = 1
-
 func (r *fetchRequest) encode() []byte {
 	b := make([]byte, 4, 128+len(r.topic)+len(r.clientID))
 	be := binary.BigEndian
-	str := func(s string) {
-		b = be.AppendUint16(b, uint16(len(s)))
-		b = append(b, s...)
-	}
-	b = be.AppendUint16(b, uint16(protocol.Fetch))
-	b = be.AppendUint16(b, fetchVersion)
-	b = be.AppendUint32(b, correlation)
-	str(r.clientID)
+	b = appendRequestHeader(b, protocol.Fetch, fetchVersion, r.clientID)
 	b = be.AppendUint32(b, ^uint32(0)) // replica: a consumer
 	b = be.AppendUint32(b, uint32(r.maxWait.Milliseconds()))
 	b = be.AppendUint32(b, 1) // min bytes: answer as soon as there is a record
@@ -117,7 +95,7 @@ func (r *fetchRequest) encode() []byte {
 	b = be.AppendUint32(b, 0)          // no fetch session
 	b = be.AppendUint32(b, ^uint32(0)) //
 	b = be.AppendUint32(b, 1)
-	str(r.topic)
+	b = appendText(b, r.topic)
 	b = be.AppendUint32(b, 1)
 	b = be.AppendUint32(b, uint32(r.partition))
 	b = be.AppendUint32(b, ^uint32(0)) // leader epoch: unknown
@@ -125,7 +103,7 @@ func (r *fetchRequest) encode() []byte {
 	b = be.AppendUint64(b, ^uint64(0)) // log start: followers only
 	b = be.AppendUint32(b, uint32(r.maxBytes))
 	b = be.AppendUint32(b, 0) // forgotten topics
-	str("")                   // rack
+	b = appendText(b, "")     // rack
 	be.PutUint32(b, uint32(len(b)-4))
 	return b
 }
@@ -181,51 +159,4 @@ func decodeFetch(body []byte) (*fetchResponse, error) {
 		return nil, fmt.Errorf("read fetch response: %w", io.ErrUnexpectedEOF)
 	}
 	return res, nil
-}
-
-// wire reads big-endian fields and remembers if there were too few bytes.
-type wire struct {
-	b     []byte
-	short bool
-}
-
-func (d *wire) bytes(n int) []byte {
-	if n < 0 || n > len(d.b) {
-		d.short, d.b = true, nil
-		return nil
-	}
-	head := d.b[:n:n]
-	d.b = d.b[n:]
-	return head
-}
-
-func (d *wire) int16() int16 {
-	if b := d.bytes(2); b != nil {
-		return int16(binary.BigEndian.Uint16(b))
-	}
-	return 0
-}
-
-func (d *wire) int32() int32 {
-	if b := d.bytes(4); b != nil {
-		return int32(binary.BigEndian.Uint32(b))
-	}
-	return 0
-}
-
-func (d *wire) int64() int64 {
-	if b := d.bytes(8); b != nil {
-		return int64(binary.BigEndian.Uint64(b))
-	}
-	return 0
-}
-
-func (d *wire) varint() int64 {
-	v, n := binary.Varint(d.b)
-	if n <= 0 {
-		d.short, d.b = true, nil
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
 }

@@ -19,8 +19,7 @@ type lane struct {
 	reread    Rereader // nil: the source cannot, so a full lane blocks it
 	partition int
 
-	batchBytes int       // of run alone; halved when the broker finds batches too large
-	sent       time.Time // of run alone; start of the last request
+	batchBytes int // of run alone; halved when the broker finds batches too large
 
 	wake chan struct{} // something was queued, or left to be reread
 	room chan struct{} // something was acknowledged
@@ -93,10 +92,6 @@ func (l *lane) run(ctx context.Context) {
 				return
 			}
 		}
-		if spacing := l.shipper.cfg.Spacing - time.Since(l.sent); spacing > 0 && !pause(ctx, spacing) {
-			return
-		}
-		l.sent = time.Now()
 		if !l.ship(ctx, l.head()) {
 			return
 		}
@@ -124,7 +119,7 @@ func (l *lane) ship(ctx context.Context, batch []ledger.Parcel) bool {
 	wait := newBackoff()
 	for attempt := 1; ; attempt++ {
 		start := time.Now()
-		err := l.shipper.produce(ctx, l.partition, batch)
+		err := l.shipper.produce(ctx, l.partition, batch, attempt)
 		if err == nil {
 			m.latency.Observe(time.Since(start).Seconds())
 			m.batch.Observe(float64(len(batch)))

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -253,6 +255,40 @@ func FuzzDecodeFetch(f *testing.F) {
 			t.Error("records beside an error")
 		}
 	})
+}
+
+func FuzzDecodeProduce(f *testing.F) {
+	f.Add(make([]byte, 64))
+	f.Add([]byte("\x00\x00\x00\x01\x00\x00\x00\x01\x00\x01t\x00\x00\x00\x01" + strings.Repeat("\x00", 34)))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		codes, err := eventlog.DecodeProduce(body)
+		if err != nil && codes != nil {
+			t.Error("codes beside an error")
+		}
+		if len(codes) > len(body)/30 {
+			t.Errorf("%d partitions in %d bytes", len(codes), len(body))
+		}
+	})
+}
+
+// What is shipped reads back: sizes of all lengths of varint, by the decoder that checks every length.
+func TestBatchesReadBack(t *testing.T) {
+	var parcels []ledger.Parcel
+	for _, size := range []int{0, 1, 62, 63, 64, 65, 8190, 8191, 8192, 8193, 1 << 20, 1<<20 + 1} {
+		for _, user := range []int64{0, 7, math.MaxInt64} {
+			parcels = append(parcels, ledger.Parcel{ID: id(1), Producer: id(2), Kind: ledger.KindUsageSettled, User: user, Value: bytes.Repeat([]byte("x"), size)})
+		}
+	}
+	n := int64(0)
+	next, err := eventlog.EachRecord(eventlog.AppendBatch(nil, parcels, time.Now()), 0, func(offset int64, value []byte) {
+		if offset != n || !bytes.Equal(value, parcels[offset].Value) {
+			t.Errorf("record %d with %d bytes, want %d with %d", offset, len(value), n, len(parcels[n].Value))
+		}
+		n++
+	})
+	if err != nil || next != int64(len(parcels)) || n != next {
+		t.Errorf("%d of %d records, next is %d, %v", n, len(parcels), next, err)
+	}
 }
 
 func deleteBelow(t *testing.T, client *eventlog.Client, offset int64) {

@@ -1,74 +1,62 @@
 package eventlog
 
 import (
-	"bytes"
-	"io"
+	"encoding/binary"
 	"strconv"
 	"time"
-
-	"github.com/segmentio/kafka-go"
 
 	"ledgerline/ledger"
 )
 
-// records yields the Kafka records of parcels. It reuses one record: kafka-go is done with each before it asks for the
-// next. One attempt uses one of these, since an attempt that timed out may still be encoding.
-type records struct {
-	parcels []ledger.Parcel
-	next    int
-
-	record  kafka.Record
-	key     memory
-	value   memory
-	keyText []byte
-	headers [7]kafka.Header
-	text    []byte // backs the header values of the current record
+// recordEncoder writes the Kafka records of parcels. It keeps its buffers from one record to the next.
+type recordEncoder struct {
+	key  []byte
+	text []byte // header values that are put together
+	head []byte // the headers, encoded
 }
 
-// memory is a kafka.Bytes over a slice.
-type memory struct{ bytes.Reader }
-
-// Close implements io.Closer.
-func (*memory) Close() error { return nil }
-
-func newRecords(parcels []ledger.Parcel) *records { return &records{parcels: parcels} }
-
-var (
-	headerJSON = []byte("application/json")
-	headerSpec = []byte("1.0")
+// The parts of a record's headers that are always the same.
+const (
+	headerJSON = "application/json"
+	headerSpec = "1.0"
 )
 
-// ReadRecord implements kafka.RecordReader. The headers are those of ledger.Event.Headers: CloudEvents, binary mode.
-func (r *records) ReadRecord() (*kafka.Record, error) {
-	if r.next == len(r.parcels) {
-		return nil, io.EOF
-	}
-	p := &r.parcels[r.next]
-	r.next++
-	r.keyText = strconv.AppendInt(r.keyText[:0], p.User, 10)
-	r.key.Reset(r.keyText)
-	r.value.Reset(p.Value)
+// append appends the record of p, the n-th of its batch:
+//
+//	length | attributes 1 | timestamp delta | offset delta | key | value | header count | (name | value)…
+//
+// All numbers but the attributes are zigzag varints. The headers are those of ledger.Event.Headers: CloudEvents, binary mode.
+func (r *recordEncoder) append(b []byte, n int, p *ledger.Parcel) []byte {
+	r.key = strconv.AppendInt(r.key[:0], p.User, 10)
+	r.head = append(r.head[:0], 7<<1) // the number of headers
+	r.header("content-type", append(r.text[:0], headerJSON...))
+	r.header("ce_specversion", append(r.text[:0], headerSpec...))
+	r.header("ce_id", p.ID.Append(r.text[:0]))
+	r.header("ce_source", p.Producer.Append(append(r.text[:0], "/ledgerline/"...)))
+	r.header("ce_type", append(append(r.text[:0], "ledgerline."...), p.Kind...))
+	r.header("ce_time", time.UnixMilli(p.Time).UTC().AppendFormat(r.text[:0], time.RFC3339Nano))
+	r.header("ce_subject", append(append(r.text[:0], "user/"...), r.key...))
 
-	b := r.text[:0]
-	b = p.ID.Append(b)
-	id := len(b)
-	b = p.Producer.Append(append(b, "/ledgerline/"...))
-	source := len(b)
-	b = append(append(b, "ledgerline."...), p.Kind...)
-	kind := len(b)
-	b = time.UnixMilli(p.Time).UTC().AppendFormat(b, time.RFC3339Nano)
-	at := len(b)
-	b = append(append(b, "user/"...), r.keyText...)
-	r.text = b
-	r.headers = [...]kafka.Header{
-		{Key: "content-type", Value: headerJSON},
-		{Key: "ce_specversion", Value: headerSpec},
-		{Key: "ce_id", Value: b[:id]},
-		{Key: "ce_source", Value: b[id:source]},
-		{Key: "ce_type", Value: b[source:kind]},
-		{Key: "ce_time", Value: b[kind:at]},
-		{Key: "ce_subject", Value: b[at:]},
+	length := 2 + varintSize(n) + varintSize(len(r.key)) + len(r.key) + varintSize(len(p.Value)) + len(p.Value) + len(r.head)
+	b = binary.AppendVarint(b, int64(length))
+	b = append(b, 0, 0) // attributes, and the same time as the batch
+	b = binary.AppendVarint(b, int64(n))
+	b = append(binary.AppendVarint(b, int64(len(r.key))), r.key...)
+	b = append(binary.AppendVarint(b, int64(len(p.Value))), p.Value...)
+	return append(b, r.head...)
+}
+
+func (r *recordEncoder) header(name string, value []byte) {
+	r.text = value
+	r.head = append(binary.AppendVarint(r.head, int64(len(name))), name...)
+	r.head = append(binary.AppendVarint(r.head, int64(len(value))), value...)
+}
+
+// varintSize is how many bytes binary.AppendVarint takes for n, which is not negative.
+func varintSize(n int) int {
+	size := 1
+	for n >>= 6; n > 0; n >>= 7 { // zigzag: the first byte has room for six bits
+		size++
 	}
-	r.record = kafka.Record{Key: &r.key, Value: &r.value, Headers: r.headers[:]}
-	return &r.record, nil
+	return size
 }

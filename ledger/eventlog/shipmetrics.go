@@ -8,15 +8,20 @@ import (
 
 // shipMetrics is what operators see of the shipper.
 type shipMetrics struct {
-	shipped prometheus.Counter
-	retries prometheus.Counter
-	reread  prometheus.Counter
-	latency prometheus.Histogram
-	batch   prometheus.Histogram
+	requests prometheus.Counter
+	shipped  prometheus.Counter
+	retries  prometheus.Counter
+	reread   prometheus.Counter
+	latency  prometheus.Histogram
+	batch    prometheus.Histogram
 }
 
 func newShipMetrics(reg prometheus.Registerer, s *Shipper) *shipMetrics {
 	m := &shipMetrics{
+		requests: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ledgerline_ship_requests_total",
+			Help: "Produce requests that were answered; one carries the batches of several partitions.",
+		}),
 		shipped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ledgerline_ship_events_total",
 			Help: "Events acknowledged by the log.",
@@ -43,7 +48,7 @@ func newShipMetrics(reg prometheus.Registerer, s *Shipper) *shipMetrics {
 	if reg == nil {
 		return m
 	}
-	reg.MustRegister(m.shipped, m.retries, m.reread, m.latency, m.batch,
+	reg.MustRegister(m.requests, m.shipped, m.retries, m.reread, m.latency, m.batch,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "ledgerline_ship_queue_events",
 			Help: "Events in memory that the log has not acknowledged.",

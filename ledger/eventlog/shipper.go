@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/segmentio/kafka-go"
 
 	"ledgerline/ledger"
 )
@@ -41,9 +40,9 @@ const (
 	DefaultBatchBytes = 900_000
 	// DefaultLaneBytes bounds what waits in memory per partition: four full batches hide the round trip.
 	DefaultLaneBytes = 4 << 20
-	// DefaultSpacing is the shortest time from one request of a partition to the next. A lone event goes at once; under load it
-	// makes batches, which cost the broker and its disk far less, and is small beside the consumers' 200 ms.
-	DefaultSpacing = 10 * time.Millisecond
+	// DefaultSpacing is the time between two departures. A lone event goes at once; under load it makes batches, which cost the
+	// broker and its disk far less, and is small beside the consumers' 200 ms.
+	DefaultSpacing = 20 * time.Millisecond
 	// nextMax bounds the parcels asked of a source at once.
 	nextMax = 1024
 	// parcelOverhead is what a record costs beside its value: key, headers, framing.
@@ -52,10 +51,9 @@ const (
 
 // ShipperConfig tunes a Shipper. Zero fields take the defaults.
 type ShipperConfig struct {
-	BatchBytes int           // bytes of one produce request
+	BatchBytes int           // bytes of one batch: what one partition gets at once
 	LaneBytes  int           // bytes waiting or under way per partition and source
-	Spacing    time.Duration // between two requests of a partition; negative: none
-	Codec      kafka.Compression
+	Spacing    time.Duration // between two departures; negative: none
 	Registerer prometheus.Registerer
 	Logger     *slog.Logger
 }
@@ -66,6 +64,7 @@ type Shipper struct {
 	client  *Client
 	cfg     ShipperConfig
 	metrics *shipMetrics
+	courier *courier
 
 	mu    sync.Mutex
 	lanes map[*lane]struct{} // of all sources, for the metrics
@@ -87,6 +86,7 @@ func NewShipper(client *Client, cfg ShipperConfig) *Shipper {
 	}
 	s := &Shipper{client: client, cfg: cfg, lanes: map[*lane]struct{}{}}
 	s.metrics = newShipMetrics(cfg.Registerer, s)
+	s.courier = &courier{client: client, spacing: cfg.Spacing, metrics: s.metrics}
 	return s
 }
 
@@ -170,24 +170,9 @@ func (s *Shipper) backlog() (parcels int, oldest time.Time) {
 	return parcels, oldest
 }
 
-// produce sends one batch once.
-func (s *Shipper) produce(ctx context.Context, partition int, parcels []ledger.Parcel) error {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	res, err := s.client.kafka.Produce(ctx, &kafka.ProduceRequest{
-		Topic:        s.client.cfg.Topic,
-		Partition:    partition,
-		RequiredAcks: kafka.RequireAll,
-		Records:      newRecords(parcels),
-		Compression:  s.cfg.Codec,
-	})
-	if err == nil {
-		err = res.Error
-	}
-	if err == nil && len(res.RecordErrors) > 0 {
-		err = fmt.Errorf("%d records refused", len(res.RecordErrors))
-	}
-	if err != nil {
+// produce sends one batch once, by itself if an attempt has failed before.
+func (s *Shipper) produce(ctx context.Context, partition int, parcels []ledger.Parcel, attempt int) error {
+	if err := s.courier.send(ctx, partition, parcels, attempt > 1); err != nil {
 		return s.client.failed(fmt.Sprintf("produce %d events to %s[%d]", len(parcels), s.client.cfg.Topic, partition), err)
 	}
 	return nil

@@ -84,6 +84,40 @@ func TestShippedRecordForm(t *testing.T) {
 	})
 }
 
+// The batches of many partitions share a request, and those of two sources for one partition do not meet in one.
+func TestPartitionsShareRequests(t *testing.T) {
+	onEveryLog(t, 12, func(t *testing.T, client *eventlog.Client) {
+		registry := prometheus.NewRegistry()
+		shipper := eventlog.NewShipper(client, eventlog.ShipperConfig{Spacing: 100 * time.Millisecond, Registerer: registry})
+		first, second := newJournal(1, 12), newJournal(2, 12)
+		begun := time.Now()
+		waitFirst, waitSecond := ship(t, t.Context(), shipper, first), ship(t, t.Context(), shipper, second)
+		for range 10 { // fewer bytes than leave without waiting
+			first.add(t, 24, 0)
+			second.add(t, 24, 0)
+		}
+		first.end()
+		second.end()
+		if err := errors.Join(waitFirst(), waitSecond()); err != nil {
+			t.Fatal(err)
+		}
+		// One departure to one broker per spacing; the first may leave with a single event, and what failed (a new topic's leaders
+		// are not all there yet) leaves by itself.
+		requests := metric(t, registry, "ledgerline_ship_requests_total")
+		most := float64(time.Since(begun)/(100*time.Millisecond)) + 2 + metric(t, registry, "ledgerline_ship_retries_total")
+		if requests < 2 || requests > most {
+			t.Errorf("%v requests, want at least 2 for two sources, at most %v", requests, most)
+		}
+		got, held := readLog(t, client, 12), 0
+		for _, applied := range got.applied {
+			held += len(applied)
+		}
+		if held != 2*10*24 || got.holes > 0 || got.duplicates > 0 {
+			t.Errorf("the log holds %d events in order, %d overtaken, %d twice; want %d, 0, 0", held, got.holes, got.duplicates, 2*10*24)
+		}
+	})
+}
+
 // Errors, and acknowledgements that get lost after the append, may double events but never reorder them.
 func TestShipThroughProduceFailures(t *testing.T) {
 	client, broker := embeddedLog(t, 3)
