@@ -23,6 +23,7 @@ type flaky struct {
 	*hold.Local
 	cut       atomic.Bool // no call gets through
 	mute      atomic.Bool // calls get through, but the node does not see the state of the counters
+	deaf      atomic.Bool // no end of a hold gets through
 	onReserve atomic.Pointer[func()]
 	reserves  atomic.Int64
 }
@@ -42,7 +43,7 @@ func (f *flaky) Reserve(ctx context.Context, call ledger.ReserveCall) (ledger.Re
 }
 
 func (f *flaky) Release(ctx context.Context, calls []ledger.ReleaseCall) error {
-	if f.cut.Load() {
+	if f.cut.Load() || f.deaf.Load() {
 		return errCut
 	}
 	return f.Local.Release(ctx, calls)

@@ -238,7 +238,7 @@ func (s *stack) launch(change ...func(*nodeConfig)) *node {
 		f(&cfg)
 	}
 	dc := desk.Config{
-		Node: "node", Partitions: partitions, Counters: cfg.counters, Bank: bank{s.db}, Outbox: outbox{s.db}, Ship: cfg.ship, Logger: s.log,
+		Node: "node", Partitions: partitions, Counters: cfg.counters, Bank: bank{s.db}, Outbox: outbox{s.db}, Ship: cfg.ship, HoldEnds: s.holdEnds, Logger: s.log,
 		Journal:   journal.Config{FS: cfg.fs, Root: cfg.root, Partitions: partitions, Slots: 1024, Logger: s.log},
 		BeatEvery: 20 * time.Millisecond, SweepEvery: 20 * time.Millisecond, AdoptEvery: 20 * time.Millisecond,
 		Metrics: n.metrics,
@@ -284,6 +284,10 @@ func (s *stack) launch(change ...func(*nodeConfig)) *node {
 	}
 	s.Cleanup(n.stop)
 	return n
+}
+
+func (s *stack) holdEnds(ctx context.Context, partition int, _ uint64, holds map[ledger.ID]bool) ([]ledger.ReleaseCall, error) {
+	return s.events.HoldEnds(ctx, partition, 0, holds)
 }
 
 func (s *stack) ship() desk.Ship {

@@ -134,7 +134,8 @@ func (n *node) buildRelay(ctx context.Context) error {
 	n.desk, err = desk.New(ctx, desk.Config{
 		Node: n.cfg.NodeName, Partitions: n.stores.log.Partitions, Journal: n.journalConfig(), Diskless: n.cfg.diskless(),
 		Counters: n.counters, Bank: bank{n.db, n.cfg.diskless()}, Outbox: outbox{n.db}, Logger: n.log, Metrics: n.reg,
-		Ship: func(ctx context.Context, j *journal.Journal) error { return shipper.Ship(ctx, j) },
+		Ship:     func(ctx context.Context, j *journal.Journal) error { return shipper.Ship(ctx, j) },
+		HoldEnds: n.holdEnds,
 	})
 	if err != nil {
 		return err
@@ -142,6 +143,22 @@ func (n *node) buildRelay(ctx context.Context) error {
 	n.upstream = upstream.New(n.upstreamConfig())
 	n.relay = relay.New(n.relayConfig())
 	return n.buildConsole()
+}
+
+// holdEnds implements desk.HoldEnds. A hold ends after the last epoch opened that is older than its own: there it was not known yet, or
+// it was open.
+func (n *node) holdEnds(ctx context.Context, partition int, oldest uint64, holds map[ledger.ID]bool) ([]ledger.ReleaseCall, error) {
+	epochs, err := n.db.Epochs(ctx, partition)
+	if err != nil {
+		return nil, err
+	}
+	from := int64(0)
+	for i := range epochs {
+		if epochs[i].Epoch < oldest {
+			from = max(from, epochs[i].End)
+		}
+	}
+	return n.events.HoldEnds(ctx, partition, from, holds)
 }
 
 // parts are what answers HTTP beside probes and metrics.

@@ -92,6 +92,7 @@ type Config struct {
 	Counters Counters
 	Bank     Bank
 	Ship     Ship
+	HoldEnds HoldEnds // asked when a damaged journal is adopted
 	Outbox   Outbox
 	Logger   *slog.Logger
 	Metrics  prometheus.Registerer // nil: no metrics
@@ -154,6 +155,7 @@ type book struct {
 	pending     atomic.Int64 // ended holds that the counters have not been told of
 	recovered   bool         // adopted from a dead node
 	gone        atomic.Bool  // given up by the observer
+	doubtful    atomic.Bool  // requests in it wait for what the log says of them
 	closeAfter  time.Time    // of the duties: when closing it may be tried again
 }
 

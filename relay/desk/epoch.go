@@ -124,9 +124,9 @@ func (d *Desk) reassert(ctx context.Context, v *view, st *ledger.Counters) error
 
 // report tells the rebuilding epoch that this node is done: its re-asserted holds are durable, and all that it wrote
 // earlier in this partition is in the log. It reports for the journals that it adopted as well, once no request of this
-// process writes to them any more. A report that was lost is repeated.
+// process writes to them any more, and what is doubtful in them is settled. A report that was lost is repeated.
 func (d *Desk) report(ctx context.Context, v *view, st *ledger.Counters) error {
-	books := slices.DeleteFunc(d.books(), func(b *book) bool { return b != d.current() && d.inUse(b) })
+	books := slices.DeleteFunc(d.books(), func(b *book) bool { return b.doubtful.Load() || b != d.current() && d.inUse(b) })
 	v.mu.Lock()
 	waits := make([]journal.Commit, 0, len(v.tickets))
 	for _, t := range v.tickets {

@@ -137,8 +137,13 @@ func (d *Desk) adopt(ctx context.Context, id ledger.ID) error {
 	b := &book{incarnation: id, journal: j, recovered: true}
 	releases := found.Releases
 	var last journal.Commit
+	var doubtful []journal.OpenState
 	for i := range found.Opens {
 		open := &found.Opens[i]
+		if open.Doubtful {
+			doubtful = append(doubtful, *open)
+			continue
+		}
 		ev := recovered(open, d.now())
 		last, err = j.Settle(ev)
 		if err != nil {
@@ -151,7 +156,7 @@ func (d *Desk) adopt(ctx context.Context, id ledger.ID) error {
 		})
 		d.metrics.recovered.Inc()
 	}
-	if len(found.Opens) > 0 {
+	if len(found.Opens) > len(doubtful) {
 		if err := last.Wait(ctx); err != nil {
 			_ = j.Close()
 			return fmt.Errorf("make recovered usage durable: %w", err)
@@ -160,10 +165,14 @@ func (d *Desk) adopt(ctx context.Context, id ledger.ID) error {
 	if b.pending.Store(int64(len(releases))); len(releases) == 0 {
 		j.ReleasedRecovered()
 	}
+	b.doubtful.Store(len(doubtful) > 0)
 	d.mu.Lock()
 	d.adopted = append(d.adopted, b)
 	d.mu.Unlock()
 	d.startShipping(b)
+	if len(doubtful) > 0 {
+		d.ships.Go(func() { d.closeDoubtful(d.shipCtx, b, doubtful) })
+	}
 	d.ships.Go(func() {
 		for _, call := range releases {
 			select {
