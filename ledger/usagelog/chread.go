@@ -247,8 +247,8 @@ func (c *ClickHouse) Lookup(ctx context.Context, requestID string) ([]Found, err
 	}
 	var all []Found
 	var places []string
-	err := c.each(ctx, fmt.Sprintf("SELECT event_id, toInt64(part), toInt64(log_gen), log_offset, %s FROM ledger_usage WHERE request_id = ? "+
-		"ORDER BY ledger_usage.log_gen, log_offset LIMIT 1 BY event_id LIMIT %d", entryTyped, MaxFound), func(rows driver.Rows) error {
+	err := c.each(ctx, fmt.Sprintf("SELECT event_id, toInt64(part), toInt64(log_gen), log_offset, %s FROM ledger_usage WHERE request_id = ? AND kind <> '%s' "+
+		"ORDER BY ledger_usage.log_gen, log_offset LIMIT 1 BY event_id LIMIT %d", entryTyped, KindImported, MaxFound), func(rows driver.Rows) error {
 		var f Found
 		var id uuid.UUID
 		var part, log int64

@@ -161,10 +161,13 @@ const (
 // place to go on from. Rows may come again after an error or a kill, as they are: the id of a row is made of its columns.
 func (l *Logs) Copy(ctx context.Context, from int64, fn func(rows []Row, next int64) error) error {
 	var err error
-	if l.ch != nil {
-		err = l.copyClickHouse(ctx, max(0, from-marginSeconds), fn)
-	} else {
-		err = l.copySQL(ctx, max(math.MinInt64+marginRows, from)-marginRows, fn)
+	switch {
+	case l.ch != nil && from == 0:
+		err = l.copyClickHouse(ctx, math.MinInt64, fn)
+	case l.ch != nil:
+		err = l.copyClickHouse(ctx, from-marginSeconds, fn)
+	default:
+		err = l.copySQL(ctx, from-marginRows, fn)
 	}
 	if err != nil {
 		return fmt.Errorf("copy New API's logs: %w", err)

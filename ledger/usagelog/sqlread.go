@@ -193,7 +193,7 @@ func (s *SQL) Lookup(ctx context.Context, requestID string) ([]Found, error) {
 	}
 	rows, err := s.db.QueryContext(ctx, "SELECT u.event_id, u.part, u.log_gen, u.log_offset, e.event, u.id, "+prefixed("u.", entryColumns)+ //nolint:gosec // tables and columns are our own, values are parameters
 		" FROM ledger_usage u LEFT JOIN ledger_events e ON e.part = u.part AND e.log_gen = u.log_gen AND e.log_offset = u.log_offset"+
-		fmt.Sprintf(" WHERE u.request_id = ? ORDER BY u.log_gen, u.log_offset LIMIT %d", MaxFound), requestID)
+		fmt.Sprintf(" WHERE u.request_id = ? AND u.kind <> '%s' ORDER BY u.log_gen, u.log_offset LIMIT %d", KindImported, MaxFound), requestID)
 	if err != nil {
 		return nil, fmt.Errorf("look up request: %w", err)
 	}
