@@ -304,8 +304,10 @@ func (c *config) finish() error {
 		}
 		time.Local = place //nolint:gosmopolitan // what TZ means
 	}
+	// New API's own default has a query part, which only its driver reads.
+	c.SQLitePath, _, _ = strings.Cut(strings.TrimPrefix(c.SQLitePath, "file:"), "?")
 	if c.SQLitePath == "" {
-		c.SQLitePath = filepath.Join(c.DataDir, "ledgerline.db")
+		c.SQLitePath = c.defaultSQLite()
 	}
 	if c.JournalDir == "" {
 		c.JournalDir = filepath.Join(c.DataDir, "journal")
@@ -315,6 +317,24 @@ func (c *config) finish() error {
 
 // diskless reports whether Kafka's acknowledgement stands in the journal's place.
 func (c *config) diskless() bool { return c.Journal == journalInKafka }
+
+// newAPIFile is the SQLite file of a New API that nobody told otherwise, in its working directory.
+const newAPIFile = "one-api.db"
+
+// defaultSQLite is our own file, or New API's where that is there and ours is not: so changing the image is all that a switch
+// takes (P7).
+func (c *config) defaultSQLite() string {
+	own := filepath.Join(c.DataDir, "ledgerline.db")
+	if _, err := os.Stat(own); err == nil {
+		return own
+	}
+	for _, file := range []string{newAPIFile, filepath.Join(c.DataDir, newAPIFile)} {
+		if _, err := os.Stat(file); err == nil {
+			return file
+		}
+	}
+	return own
+}
 
 // master reports whether the node runs migrations and one-per-cluster duties. As in New API, only the exact word "slave" makes a
 // slave.

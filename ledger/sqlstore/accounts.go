@@ -275,7 +275,7 @@ func (sh *sheet) writeThrough(ctx context.Context, absolute bool) error {
 	users := "quota = s.written, " + counter("users", "used_quota", "s.step_charged", "s.charged + s.base_used") + ", " +
 		counter("users", "request_count", "s.step_requests", "s.requests + s.base_requests")
 	tokens := "remain_quota = s.written, " + counter("tokens", "used_quota", "s.step_charged", "s.charged + s.base_used") +
-		", accessed_time = " + s.greatest + "(COALESCE(accessed_time, 0), s.used_at)"
+		", accessed_time = CASE WHEN s.used_at > COALESCE(accessed_time, 0) THEN s.used_at ELSE accessed_time END"
 	channels := s.raise("channels", "used_quota", "s.step_charged")
 	for _, group := range []struct {
 		kind       ledger.AccountKind

@@ -23,7 +23,7 @@ const userColumns = "`id`, `username`, `display_name`, `role`, `status`, `email`
 func scanUser(scan func(...any) error) (*UserRow, error) {
 	var r UserRow
 	var name, display, email, group, setting, access, aff, remark sql.NullString
-	var role, status, inviter, auth, created, login sql.NullInt64
+	var role, status, inviter, auth, created, login looseInt
 	err := scan(&r.ID, &name, &display, &role, &status, &email, &group, &setting, &access, &aff, &inviter, &remark, &auth,
 		&created, &login, &r.Deleted)
 	if err != nil {
@@ -50,9 +50,9 @@ const tokenColumns = "`id`, `user_id`, `key`, `status`, `name`, `created_time`, 
 
 func scanToken(scan func(...any) error) (*TokenRow, error) {
 	var r TokenRow
-	var user, status, created, accessed, expired sql.NullInt64
+	var user, status, created, accessed, expired looseInt
 	var key, name, limits, ips, group, auto sql.NullString
-	var unlimited, limited, cross sql.NullBool
+	var unlimited, limited, cross looseBool
 	err := scan(&r.ID, &user, &key, &status, &name, &created, &accessed, &expired, &unlimited, &limited, &limits, &ips,
 		&group, &cross, &auto, &r.Deleted)
 	if err != nil {
@@ -73,8 +73,8 @@ const channelColumns = "`id`, `type`, `key`, `open_ai_organization`, `test_model
 func scanChannel(scan func(...any) error) (*ChannelRow, error) {
 	var r ChannelRow
 	var org, test, name, base, other, models, group, mapping, status, info, tag, setting, param, header, remark, channel, settings sql.NullString
-	var kind, st, weight, created, tested, response, updated, used, priority, ban sql.NullInt64
-	var balance sql.NullFloat64
+	var kind, st, weight, created, tested, response, updated, used, priority, ban looseInt
+	var balance looseFloat
 	err := scan(&r.ID, &kind, &r.Key, &org, &test, &st, &name, &weight, &created, &tested, &response, &base, &other, &balance,
 		&updated, &models, &group, &used, &mapping, &status, &priority, &ban, &info, &tag, &setting, &param, &header, &remark,
 		&channel, &settings)

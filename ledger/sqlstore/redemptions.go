@@ -40,9 +40,9 @@ var redemptionRows = source[Redemption]{"redemptions", "`id`, `user_id`, `key`, 
 
 func scanRedemption(scan func(...any) error) (*Redemption, error) {
 	var r Redemption
-	var numbers [7]sql.NullInt64
+	var numbers [7]looseInt
 	var key, name sql.NullString
-	var deleted sql.NullTime
+	var deleted looseTime
 	err := scan(&r.ID, &numbers[0], &key, &numbers[1], &name, &numbers[2], &numbers[3], &numbers[4], &numbers[5], &numbers[6], &deleted)
 	r.UserID, r.Key, r.Status, r.Name, r.Quota = numbers[0].Int64, key.String, int(numbers[1].Int64), name.String, numbers[2].Int64
 	r.CreatedTime, r.RedeemedTime, r.UsedBy, r.ExpiredTime = numbers[3].Int64, numbers[4].Int64, numbers[5].Int64, numbers[6].Int64
@@ -108,8 +108,17 @@ func (s *Store) CreateRedemptions(ctx context.Context, r Redemption, count int) 
 				return err
 			}
 			code := hex.EncodeToString(raw[:])
-			_, err := tx.Exec(ctx, "INSERT INTO redemptions (`user_id`, `key`, `status`, `name`, `quota`, `created_time`, `redeemed_time`, `used_user_id`, "+
-				"`expired_time`) VALUES (?, ?, ?, ?, ?, ?, 0, 0, ?)", r.UserID, code, RedemptionEnabled, r.Name, r.Quota, s.now().Unix(), r.ExpiredTime)
+			_, err := tx.insert(ctx, "redemptions", []assignment{
+				{"user_id", r.UserID},
+				{"key", code},
+				{"status", RedemptionEnabled},
+				{"name", r.Name},
+				{"quota", r.Quota},
+				{"created_time", s.now().Unix()},
+				{"redeemed_time", 0},
+				{"used_user_id", 0},
+				{"expired_time", r.ExpiredTime},
+			})
 			if err != nil {
 				return err
 			}
@@ -137,8 +146,13 @@ func (s *Store) EditRedemption(ctx context.Context, id int64, fn func(*Redemptio
 		if r.Quota <= 0 || r.Quota > MaxGrant {
 			return ErrGrant
 		}
-		_, err := tx.Exec(ctx, "UPDATE redemptions SET `name` = ?, `status` = ?, `quota` = ?, `expired_time` = ?, `deleted_at` = ? WHERE id = ?",
-			r.Name, r.Status, r.Quota, r.ExpiredTime, timeText(r.DeletedAt), id)
+		err := tx.update(ctx, "redemptions", id, []assignment{
+			{"name", r.Name},
+			{"status", r.Status},
+			{"quota", r.Quota},
+			{"expired_time", r.ExpiredTime},
+			{"deleted_at", timeText(r.DeletedAt)},
+		})
 		if err != nil {
 			return err
 		}
@@ -180,8 +194,15 @@ func (s *Store) Redemptions(ctx context.Context, keyword string, page Page) (lis
 func (s *Store) DeleteInvalidRedemptions(ctx context.Context) (n int64, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
 		now := s.now()
-		result, err := tx.Exec(ctx, "UPDATE redemptions SET deleted_at = ? WHERE deleted_at IS NULL AND (`status` <> ? OR (`expired_time` <> 0 AND `expired_time` < ?))",
-			timeText(now), RedemptionEnabled, now.Unix())
+		invalid, args := "`status` <> ?", []any{timeText(now), RedemptionEnabled}
+		known, err := s.loadShapes(ctx, tx.each)
+		if err != nil {
+			return err
+		}
+		if known["redemptions"]["expired_time"] {
+			invalid, args = invalid+" OR (`expired_time` <> 0 AND `expired_time` < ?)", append(args, now.Unix())
+		}
+		result, err := tx.Exec(ctx, "UPDATE redemptions SET deleted_at = ? WHERE deleted_at IS NULL AND ("+invalid+")", args...)
 		if err != nil {
 			return err
 		}

@@ -2,7 +2,6 @@ package sqlstore
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"strconv"
 	"time"
@@ -22,8 +21,8 @@ var tokenViews = source[TokenView]{"tokens", tokenColumns + ", `remain_quota`, `
 
 func scanTokenView(scan func(...any) error) (*TokenView, error) {
 	var v TokenView
-	var remain, used sql.NullInt64
-	var deleted sql.NullTime
+	var remain, used looseInt
+	var deleted looseTime
 	row, err := scanToken(func(dest ...any) error { return scan(append(dest, &remain, &used, &deleted)...) })
 	if err != nil {
 		return nil, err

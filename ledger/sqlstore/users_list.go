@@ -36,9 +36,9 @@ var userViews = source[UserView]{"users", userColumns + ", `quota`, `used_quota`
 
 func scanUserView(scan func(...any) error) (*UserView, error) {
 	var v UserView
-	var numbers [6]sql.NullInt64
+	var numbers [6]looseInt
 	var names [7]sql.NullString
-	var deleted sql.NullTime
+	var deleted looseTime
 	row, err := scanUser(func(dest ...any) error {
 		for i := range numbers {
 			dest = append(dest, &numbers[i])
