@@ -37,7 +37,7 @@ type Change struct {
 // Comparison is the outcome of one check.
 type Comparison struct {
 	Agreement Agreement
-	Reason    string   // one of a few texts; rows are grouped by it. Empty for BillMatched.
+	Reason    string   // one of a few texts; rows are grouped by it. Empty for BillMatched, the factors for BillRepriced.
 	Quota     int64    // what today's options make of the row; 0 if nothing
 	Own       int64    // what the row's own ratios make of it; 0 if nothing, or not looked at
 	Changes   []Change // BillRepriced: what is not the same today
@@ -99,7 +99,6 @@ func (c *Checker) Check(row *LoggedBill) Comparison {
 const (
 	reasonPictures   = "number, size or quality of pictures: not in the log, read from the quota (a whole multiple of the price)"
 	reasonRules      = "the expression looks at the request: what had matched is read from the row"
-	reasonRepriced   = "prices changed since: "
 	reasonArithmetic = "neither today's options nor the row's own ratios give the quota"
 	reasonRule       = "the row's own ratios are today's, and give another quota by today's rules"
 	reasonCeiling    = "above the largest bill of one request, 2,147,483,647"
@@ -189,7 +188,7 @@ func (c *Checker) explain(row *LoggedBill, d *loggedDetails, unpriced bool, out 
 			out.Agreement, out.Reason = BillDiffers, reasonRule
 			return
 		}
-		out.Reason = reasonRepriced + factorsOf(out.Changes)
+		out.Reason = factorsOf(out.Changes)
 	case !d.present:
 		out.Agreement, out.Reason = BillUnrated, reasonNoDetails
 	case d.fee:

@@ -178,7 +178,7 @@ func TestCheck(t *testing.T) {
 		{"broken details", ledger.LoggedBill{Model: "text", Prompt: 100, Quota: 150}, `"model_ratio":`, ledger.BillUnrated, "no details", 200},
 		{"another model ratio", ledger.LoggedBill{Model: "text", Prompt: 100, Quota: 300}, plain + `,"model_ratio":3,"completion_ratio":1`, ledger.BillRepriced, "model ratio", 200},
 		{"two changes", ledger.LoggedBill{Model: "text", Prompt: 100, Completion: 100, Quota: 900}, plain + `,"model_ratio":3,"completion_ratio":2`, ledger.BillRepriced, "model ratio, completion ratio", 400},
-		{"a change that does not bear", ledger.LoggedBill{Model: "text", Prompt: 100, Quota: 300}, plain + `,"model_ratio":3,"completion_ratio":9`, ledger.BillRepriced, "since: model ratio", 200},
+		{"a change that does not bear", ledger.LoggedBill{Model: "text", Prompt: 100, Quota: 300}, plain + `,"model_ratio":3,"completion_ratio":9`, ledger.BillRepriced, "model ratio", 200},
 		{"another group ratio", ledger.LoggedBill{Model: "text", Prompt: 100, Quota: 100}, `"model_price":-1,"group_ratio":0.5,"user_group_ratio":-1,"model_ratio":2,"completion_ratio":1`, ledger.BillRepriced, "group ratio", 200},
 		{"a ratio of a pair of groups", ledger.LoggedBill{Model: "text", Prompt: 100, Quota: 50}, `"model_price":-1,"group_ratio":9,"user_group_ratio":0.25,"model_ratio":2,"completion_ratio":1`, ledger.BillRepriced, "group ratio", 200},
 		{"was by the call", ledger.LoggedBill{Model: "text", Prompt: 100, Quota: 5000}, `"model_price":0.01,"group_ratio":1`, ledger.BillRepriced, "way of billing", 200},

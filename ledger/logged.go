@@ -20,7 +20,6 @@ type LoggedBill struct {
 	Prompt     int64
 	Completion int64
 	Quota      int64
-	Content    string
 	Other      []byte // JSON with the keys of fact sheet 6.2, or empty
 }
 

@@ -24,6 +24,7 @@ type importMode struct {
 func importModes() []importMode {
 	return []importMode{
 		{"plan", "say what a first start on the database would do, and what to know before; nothing is touched", planMode},
+		{"check-bills", "rate the bills in New API's logs again with the database's own options and compare; nothing is touched", billsMode},
 		{"logs", "copy the rows of New API's table logs into the usage log; it may be repeated", logsMode},
 	}
 }

@@ -173,7 +173,18 @@ func (p priced) explain() string {
 	if !p.billed {
 		return "no channel served it, nothing is owed"
 	}
-	r, u := p.bill.Rating, p.usage
+	text := explainRating(p.usage, &p.bill.Rating)
+	if p.recounted {
+		text += "; tokens counted here, the upstream reported none"
+	}
+	if flags := p.verdict.Flags(); len(flags) > 0 {
+		text += "; " + strings.Join(flags, ", ")
+	}
+	return text
+}
+
+// explainRating says in one line which tokens were billed at which factors.
+func explainRating(u ledger.Usage, r *ledger.Rating) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: input %d, output %d", r.Mode, u.Prompt, u.Completion)
 	for _, part := range []struct {
@@ -203,12 +214,6 @@ func (p priced) explain() string {
 	}
 	for _, t := range r.Tools {
 		fmt.Fprintf(&b, "; %d × %s at $%s per 1,000", t.Count, t.Name, t.Price)
-	}
-	if p.recounted {
-		b.WriteString("; tokens counted here, the upstream reported none")
-	}
-	if flags := p.verdict.Flags(); len(flags) > 0 {
-		b.WriteString("; " + strings.Join(flags, ", "))
 	}
 	return b.String()
 }
