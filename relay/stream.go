@@ -164,8 +164,8 @@ func (st *streaming) flush() {
 	if !x.wrote && !st.begin() {
 		return
 	}
-	chunks, size := st.meter.Content()
-	x.ticket.Progress(chunks, size)
+	tokens, size := st.meter.Streamed()
+	x.ticket.Progress(tokens, size)
 	if now := x.s.now(); now.After(st.nextDue) {
 		st.nextDue = now.Add(x.s.cfg.ClientTimeout / 4) // so that moving it costs nothing per chunk
 		x.writeWithin()

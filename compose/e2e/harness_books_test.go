@@ -167,9 +167,6 @@ func (n *node) atRest() error {
 	return nil
 }
 
-// The upstream's words are a token each; the longest has this many bytes with its space.
-const longestWord, bytesPerToken = 10, 4
-
 // compareBills holds every bill against what the upstream served and what the client got.
 func (b *books) compareBills(bills map[string]billed, served map[string]servedRequest, saw []seen) {
 	b.t.Helper()
@@ -190,10 +187,6 @@ func (b *books) compareBills(bills map[string]billed, served map[string]servedRe
 			recovered++
 		}
 		least, most := int64(0), price(up.prompt, up.completion)
-		if bill.kind == "usage.recovered" {
-			// The journal knows chunks and bytes, of which it takes what makes more tokens, four bytes being one.
-			most = price(up.prompt, (up.completion*longestWord+bytesPerToken-1)/bytesPerToken)
-		}
 		if c, answered := clients[id]; answered && c.chunks > 0 {
 			least = price(up.prompt, c.chunks)
 			if c.whole {

@@ -250,8 +250,8 @@ type SlotState struct {
 	Found     bool
 	Forwarded bool  // the request was sent upstream
 	Channel   int64 // to this channel
-	Chunks    int64 // content chunks sent to the client
-	Bytes     int64 // content bytes sent to the client
+	Chunks    int64 // content chunks sent to the client, or as many tokens as they surely hold
+	Bytes     int64 // content bytes sent to the client; 0 if the chunks tell enough
 	Total     int64 // the hold's total in quota units as last extended; 0: never extended
 }
 

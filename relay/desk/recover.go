@@ -13,9 +13,9 @@ import (
 // bill the operator.
 const FlagUpstreamCost = "possible_upstream_cost"
 
-// recovered makes the usage event of a request whose node died (DESIGN 5): nothing forwarded costs 0; otherwise the
-// prompt estimate and what was streamed, at most the hold as last extended. The event id is derived from the hold, so a crash during recovery
-// and a second recovery make the same event.
+// recovered makes the usage event of a request whose node died (DESIGN 5): nothing forwarded costs 0; otherwise the prompt estimate
+// and what was streamed, the larger of tokens by chunk and bytes ÷ 4 (see meter.Streamed), at most the hold as last extended. The event id is
+// derived from the hold, so a crash during recovery and a second recovery make the same event.
 func recovered(o *journal.OpenState, now time.Time) *ledger.Event {
 	rec := &o.OpenRecord
 	ev := &ledger.Event{

@@ -87,9 +87,9 @@ func (t *Ticket) Durable(ctx context.Context) error {
 // Forwarding notes the channel that the request is about to be sent to, so that recovery can name it.
 func (t *Ticket) Forwarding(channel int64) { t.slot.SetForwarded(channel) }
 
-// Progress raises what was streamed to the client, in content chunks and content bytes. It must be called before
+// Progress raises what was streamed to the client: tokens, a chunk being one at least, and the content bytes if those tell more. It must be called before
 // the chunk is sent: after a kill the charge is never below what the client has.
-func (t *Ticket) Progress(chunks, bytes int64) { t.slot.RaiseProgress(chunks, bytes) }
+func (t *Ticket) Progress(tokens, bytes int64) { t.slot.RaiseProgress(tokens, bytes) }
 
 // Extend raises the hold to a new total and reports whether it is granted. If not, left is what the poorer account still has
 // beside its holds (0 if it is not known): the caller may ask for that much, and ends the stream with finish reason

@@ -2,7 +2,7 @@
 // believes the upstream's usage where it can be true, counts for itself where not, and says which it was.
 //
 // It does no I/O and holds its state per request, in memory that does not grow with the answer (L7); after a crash the
-// journal's progress slot, which the relay raises from Progress before a chunk is sent, stands in for it. The relay
+// journal's progress slot, which the relay raises from Streamed before a chunk is sent, stands in for it. The relay
 // calls it from the one goroutine that serves the request. The tokenizer runs only in Finish and CountPrompt, and for
 // answers longer than keepText while they go by: not on the hot path.
 //

@@ -49,6 +49,7 @@ type Meter struct {
 	reader dialect.ChunkReader
 
 	chunks, bytes int64 // content so far
+	pieces        int64 // tokens that it surely has
 	tools         int64
 	first         counter    // of choice 0
 	side          []*counter // of choices 1, 2, …
@@ -121,6 +122,7 @@ func (m *Meter) take(c *dialect.Chunk) Step {
 	for _, t := range c.Texts {
 		m.chunks++
 		m.bytes += int64(t.Len())
+		m.pieces += leastTokens(t.Raw)
 		if keep {
 			m.keep(t)
 		}
@@ -171,9 +173,21 @@ func (m *Meter) report(raw []byte, alone bool) {
 // impossible are the verdicts that no later usage takes back.
 const impossible = dialect.UsageNegative | dialect.UsageAbsurd | dialect.UsageMalformed
 
-// Progress returns how far the answer has come, in tokens as a crash would bill them: the larger of content chunks and
-// content bytes ÷ 4 (L1: raise the journal's slot to it before the chunk is sent).
-func (m *Meter) Progress() int64 { return max(m.chunks, m.bytes/4) }
+// Streamed returns the two figures of which a crash bills the larger: tokens, and bytes ÷ 4. The journal's slot is raised to them
+// before the chunk is sent. An upstream that sends a token a chunk has produced as many as it has sent chunks, whatever their
+// length, so the bytes count only where chunks hold several: then what is certain would be too little.
+func (m *Meter) Streamed() (tokens, textBytes int64) {
+	if 2*m.pieces > 3*m.chunks {
+		return m.pieces, m.bytes
+	}
+	return m.pieces, 0
+}
+
+// Progress returns how far the answer has come, in tokens as a crash would bill them (DESIGN 5).
+func (m *Meter) Progress() int64 {
+	tokens, textBytes := m.Streamed()
+	return max(tokens, textBytes/4)
+}
 
 // Content returns the pieces of text so far and their UTF-8 bytes.
 func (m *Meter) Content() (chunks, textBytes int64) { return m.chunks, m.bytes }

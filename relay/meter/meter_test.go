@@ -218,7 +218,7 @@ func TestStepsAndChoices(t *testing.T) {
 	if u, ok := m.Reported(); !ok || u.Prompt != 1 {
 		t.Errorf("reported %+v, %v", u, ok)
 	}
-	if chunks, size := m.Content(); chunks != 2 || size != 17 || m.Progress() != 4 {
+	if chunks, size := m.Content(); chunks != 2 || size != 17 || m.Progress() != 2 {
 		t.Errorf("%d pieces of %d bytes, progress %d", chunks, size, m.Progress())
 	}
 }

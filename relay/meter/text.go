@@ -75,6 +75,53 @@ func isWord(c byte) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
 }
 
+// leastTokens returns how many tokens the text of one chunk has at least, raw being the inside of its JSON string: one, or as many as it has
+// runs of letters and of digits. The tokenizers in use split between such runs before they look for tokens, so none has
+// two of them; an apostrophe inside a word and what is not ASCII count as letters.
+func leastTokens(raw []byte) int64 {
+	n, before := int64(0), byte(other)
+	for i := 0; i < len(raw); i++ {
+		class := classes[raw[i]]
+		switch class {
+		case escape:
+			if i++; i < len(raw) && raw[i] == 'u' {
+				class, i = letter, i+4
+			}
+		case apostrophe:
+			if before == letter {
+				continue
+			}
+		}
+		if class != before && (class == letter || class == digit) {
+			n++
+		}
+		before = class
+	}
+	return max(1, n)
+}
+
+// The classes of a byte of text.
+const (
+	other = iota
+	letter
+	digit
+	escape
+	apostrophe
+)
+
+var classes = func() (t [256]byte) {
+	for c := range t {
+		switch {
+		case c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= utf8.RuneSelf:
+			t[c] = letter
+		case c >= '0' && c <= '9':
+			t[c] = digit
+		}
+	}
+	t['\\'], t['\''] = escape, apostrophe
+	return t
+}()
+
 // The vocabularies take 100 ms and some 20 MB each to build, so each is built when it is first needed.
 var (
 	cl100k = sync.OnceValue(func() tokenizer.Codec { return codec(tokenizer.Cl100kBase) })
