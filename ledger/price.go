@@ -77,6 +77,7 @@ type PriceBook struct {
 	selfUse                                               bool
 	exprSource                                            map[string]string // model -> expression, only of models in that mode
 	exprs                                                 map[string]Expression
+	stored                                                map[string]string // option key -> the key it was stored under; none: New API's default
 
 	mu     sync.RWMutex
 	quotes map[QuoteKey]*Quote // bounded by maxQuotes
@@ -100,16 +101,16 @@ func ParsePriceBook(options map[string]string) (*PriceBook, error) {
 // ParsePriceBookWith is ParsePriceBook with a compiler for billing expressions; an expression that does not compile
 // makes the option malformed. A nil compiler leaves expression billing unsupported.
 func ParsePriceBookWith(options map[string]string, compile ExpressionCompiler) (*PriceBook, error) {
-	effective := make(map[string]string)
+	effective, stored := make(map[string]string), make(map[string]string)
 	maps.Copy(effective, defaultOptions())
 	for old, renamed := range map[string]string{OptionGroupRatio: optionNewGroupRatio, OptionGroupGroupRatio: optionNewGroupGroupRatio} {
 		if text, ok := options[renamed]; ok {
-			effective[old] = text
+			effective[old], stored[old] = text, renamed
 		}
 	}
 	for key := range defaultOptions() {
 		if text, ok := options[key]; ok {
-			effective[key] = text
+			effective[key], stored[key] = text, key
 		}
 	}
 	for key, text := range effective {
@@ -118,7 +119,7 @@ func ParsePriceBookWith(options map[string]string, compile ExpressionCompiler) (
 		}
 	}
 
-	b := &PriceBook{version: versionOf(effective), quotes: make(map[QuoteKey]*Quote)}
+	b := &PriceBook{version: versionOf(effective), stored: stored, quotes: make(map[QuoteKey]*Quote)}
 	for _, t := range []struct {
 		key  string
 		into *table

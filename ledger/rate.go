@@ -35,17 +35,22 @@ type Bill struct {
 // Rate prices one request: exact decimal arithmetic, rounded once, half away from zero (L8). The formulas are New
 // API's (fact sheet 4.3). Errors are those of Quote, or an expression that failed.
 func (b *PriceBook) Rate(in RateInput) (Bill, error) {
-	q, err := b.QuoteFor(QuoteKey{
+	q, err := b.QuoteFor(in.key())
+	if err != nil {
+		return Bill{}, err
+	}
+	return q.For(in.Body, in.Header).Rate(in.Usage, in.Other)
+}
+
+// key is what the unit prices of a request depend on.
+func (in *RateInput) key() QuoteKey {
+	return QuoteKey{
 		Model:          in.Model,
 		UserGroup:      in.UserGroup,
 		Group:          in.Group,
 		AcceptUnpriced: in.AcceptUnpriced,
 		NotChat:        in.Endpoint != "" && in.Endpoint != chatEndpoint,
-	})
-	if err != nil {
-		return Bill{}, err
 	}
-	return q.For(in.Body, in.Header).Rate(in.Usage, in.Other)
 }
 
 // Rate is PriceBook.Rate for a quote that is at hand. other is RateInput.Other.

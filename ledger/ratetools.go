@@ -36,19 +36,31 @@ type ToolPrice struct {
 // toolPrice gives US dollars per 1,000 calls of a tool for the quote's model: the longest model prefix that is named wins,
 // the operator's entry over the default. A tool nobody priced is free.
 func (q *Quote) toolPrice(tool string) decimal.Decimal {
-	price := q.book.tools.or(tool, defaultToolPrices[tool])
+	price, _ := q.toolPriceFrom(tool)
+	return price
+}
+
+// toolPriceFrom is toolPrice, and who set it.
+func (q *Quote) toolPriceFrom(tool string) (price decimal.Decimal, from string) {
+	price, from = defaultToolPrices[tool], fromBuiltIn
+	if own, ok := q.book.tools[tool]; ok {
+		price, from = own, "option "+OptionToolPrices
+	}
 	longest := -1
-	for _, prices := range []table{defaultToolPrices, q.book.tools} {
+	for i, prices := range []table{defaultToolPrices, q.book.tools} {
 		for key, p := range prices {
 			name, prefix, scoped := strings.Cut(key, ":")
 			prefix = strings.TrimSuffix(prefix, "*")
 			// On equal prefixes the operator's table, looked at last, wins.
 			if scoped && name == tool && len(prefix) >= longest && strings.HasPrefix(q.key.Model, prefix) {
 				price, longest = p, len(prefix)
+				if from = fromBuiltIn + ", " + key; i == 1 {
+					from = "option " + OptionToolPrices + ", " + key
+				}
 			}
 		}
 	}
-	return price
+	return price, from
 }
 
 // toolCharge prices tool calls in quota units and says at which prices.

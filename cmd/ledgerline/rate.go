@@ -21,35 +21,60 @@ import (
 )
 
 const rateUsage = `usage: ledgerline rate -options DIR FILE.jsonl
+       ledgerline rate -model NAME -usage JSON [flags]
 
-Rates recorded bills (one JSON object per line) with the options in DIR, a file OPTIONS_SET.json for each options_set that
-the bills name, and compares each with the quota that was charged. Exit code 1 if any differ.
+The first form rates recorded bills (one JSON object per line) with the options in DIR, a file OPTIONS_SET.json for each
+options_set that the bills name, and compares each with the quota that was charged. Exit code 1 if any differ.
+
+The second form explains one bill: each factor and who set it, each kind of token, the rounding, the result. The prices
+are those of the database (SQL_DSN, SQLITE_PATH), or of -options: a file of option values, or a directory with -set NAME.
 
 `
 
 // maxBillLine bounds a line of the file: a request with its answer, images included.
 const maxBillLine = 32 << 20
 
+// rateFlags is the command line of rate.
+type rateFlags struct {
+	options string
+	one     explainFlags
+}
+
 // rateCommand is `ledgerline rate`.
-func rateCommand(ctx context.Context, args []string, _ func(string) string, stdout, _ io.Writer) error {
+func rateCommand(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("rate", flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // its mistakes are reported once, by main
-	dir := flags.String("options", "", "`directory` with the option files")
+	var f rateFlags
+	flags.StringVar(&f.options, "options", "", "`directory` with the option files, or with -model a file of option values")
+	f.one.define(flags)
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
-		_, err := io.WriteString(stdout, rateUsage)
-		return err
+		if _, err := io.WriteString(stdout, rateUsage); err != nil {
+			return err //nolint:wrapcheck // standard output
+		}
+		flags.SetOutput(stdout)
+		flags.PrintDefaults()
+		return nil
 	case err != nil:
 		return usagef("rate: %v; see ledgerline rate -h", err)
-	case *dir == "" || flags.NArg() != 1:
-		return usagef("rate wants -options DIR and one FILE.jsonl; see ledgerline rate -h")
 	}
-	if info, err := os.Stat(*dir); err != nil {
+	explains := f.one.model != ""
+	flags.Visit(func(set *flag.Flag) { explains = explains || set.Name != "options" })
+	if explains {
+		if flags.NArg() > 0 {
+			return usagef("rate: unexpected argument %q: -model explains one bill, and a file is rated without it", flags.Arg(0))
+		}
+		return explainOne(ctx, f, getenv, stdout, stderr)
+	}
+	if f.options == "" || flags.NArg() != 1 {
+		return usagef("rate wants -options DIR and one FILE.jsonl, or -model and -usage; see ledgerline rate -h")
+	}
+	if info, err := os.Stat(f.options); err != nil {
 		return fmt.Errorf("read options: %w", err)
 	} else if !info.IsDir() {
-		return fmt.Errorf("read options: %s is not a directory", *dir)
+		return fmt.Errorf("read options: %s is not a directory", f.options)
 	}
-	report, err := rateFile(ctx, *dir, flags.Arg(0))
+	report, err := rateFile(ctx, f.options, flags.Arg(0))
 	if err != nil {
 		return err
 	}
@@ -181,12 +206,16 @@ func (r *rateReport) file(bill billLine, ours priced, refused error) {
 	}
 }
 
-// loadTariff reads DIR/SET.json: option keys to values, maps as JSON objects or as the text that the options table holds.
+// loadTariff reads DIR/SET.json.
 func loadTariff(dir, set string) (tariff, error) {
 	if set != filepath.Base(set) {
 		return tariff{}, fmt.Errorf("read options: options_set %q is not a plain name", set)
 	}
-	path := filepath.Join(dir, set+".json")
+	return readTariff(filepath.Join(dir, set+".json"))
+}
+
+// readTariff reads a file of option keys and values, maps as JSON objects or as the text that the options table holds.
+func readTariff(path string) (tariff, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return tariff{}, fmt.Errorf("read options: %w", err)
@@ -203,13 +232,21 @@ func loadTariff(dir, set string) (tariff, error) {
 		}
 		options[key] = s
 	}
-	var t tariff
-	if t.book, err = ledger.ParsePriceBookWith(options, rating.Compiler(time.Now)); err != nil {
+	t, err := tariffOf(options)
+	if err != nil {
 		return tariff{}, fmt.Errorf("read options: %s: %w", path, err)
+	}
+	return t, nil
+}
+
+// tariffOf makes prices of option values.
+func tariffOf(options map[string]string) (t tariff, err error) {
+	if t.book, err = ledger.ParsePriceBookWith(options, rating.Compiler(time.Now)); err != nil {
+		return tariff{}, err //nolint:wrapcheck // it names the option
 	}
 	if groups, ok := options["AutoGroups"]; ok && groups != "" {
 		if err := json.Unmarshal([]byte(groups), &t.autoGroups); err != nil {
-			return tariff{}, fmt.Errorf("read options: %s: option AutoGroups: %w", path, err)
+			return tariff{}, fmt.Errorf("option AutoGroups: %w", err)
 		}
 	}
 	return t, nil

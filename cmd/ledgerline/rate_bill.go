@@ -70,25 +70,10 @@ func (t tariff) price(in billInput) (priced, error) {
 	if in.ChannelType == nil {
 		return priced{}, nil
 	}
-	out := priced{billed: true}
-	in.readUsage(&out)
-	group := in.TokenGroup
-	if group == "auto" {
-		if len(t.autoGroups) == 0 {
-			return priced{}, errors.New("the token's group is auto, but AutoGroups is empty")
-		}
-		group = t.autoGroups[0]
+	out, ask, err := t.ask(in)
+	if err != nil {
+		return priced{}, err
 	}
-	ask := ledger.RateInput{
-		Model:     in.Model,
-		UserGroup: in.UserGroup,
-		Group:     group,
-		Endpoint:  in.Endpoint,
-		Usage:     out.usage,
-		Other:     in.imageFactor(),
-		Body:      in.Request,
-	}
-	var err error
 	if out.bill, err = t.book.Rate(ask); err != nil || !out.recounted {
 		return out, err
 	}
@@ -96,6 +81,28 @@ func (t tariff) price(in billInput) (priced, error) {
 	slack, err := t.book.Rate(ask)
 	out.slack = slack.Quota
 	return out, err
+}
+
+// ask makes the question for the price book: the usage decoded, the group resolved.
+func (t tariff) ask(in billInput) (priced, ledger.RateInput, error) {
+	out := priced{billed: true}
+	in.readUsage(&out)
+	group := in.TokenGroup
+	if group == "auto" {
+		if len(t.autoGroups) == 0 {
+			return out, ledger.RateInput{}, errors.New("the token's group is auto, but AutoGroups is empty")
+		}
+		group = t.autoGroups[0]
+	}
+	return out, ledger.RateInput{
+		Model:     in.Model,
+		UserGroup: in.UserGroup,
+		Group:     group,
+		Endpoint:  in.Endpoint,
+		Usage:     out.usage,
+		Other:     in.imageFactor(),
+		Body:      in.Request,
+	}, nil
 }
 
 // readUsage decodes the usage and fills in what New API counts itself when it is missing.
