@@ -44,7 +44,11 @@ func newCombiner(trips int, fly func([]*call)) *combiner {
 
 // do sends calls, in order within their partition, and returns when all are answered. The error is that of the first call that
 // failed, or ctx's; in the latter case what has not left yet never will.
-func (c *combiner) do(ctx context.Context, calls ...*call) error {
+func (c *combiner) do(ctx context.Context, calls ...*call) error { return c.doWithin(ctx, 0, calls...) }
+
+// doWithin is do for calls that nobody is in a hurry for: they leave with the next trip that somebody else needs, or, if there
+// is none within patience, with one of their own.
+func (c *combiner) doWithin(ctx context.Context, patience time.Duration, calls ...*call) error {
 	c.mu.Lock()
 	if len(c.waiting)+len(calls) > MaxWaiting {
 		c.mu.Unlock()
@@ -57,7 +61,9 @@ func (c *combiner) do(ctx context.Context, calls ...*call) error {
 	c.waiting = append(c.waiting, calls...)
 	c.mu.Unlock()
 	for _, one := range calls {
-		if err := c.await(ctx, one); err != nil {
+		err := c.await(ctx, one, patience)
+		patience = 0
+		if err != nil {
 			c.abandon(calls)
 			return fmt.Errorf("wait for redis: %w", err)
 		}
@@ -70,12 +76,20 @@ func (c *combiner) do(ctx context.Context, calls ...*call) error {
 	return nil
 }
 
-func (c *combiner) await(ctx context.Context, one *call) error {
+func (c *combiner) await(ctx context.Context, one *call, patience time.Duration) error {
 	turns := c.turns
+	var alone <-chan time.Time
+	if patience > 0 {
+		timer := time.NewTimer(patience)
+		defer timer.Stop()
+		turns, alone = nil, timer.C
+	}
 	for {
 		select {
 		case <-one.done:
 			return nil
+		case <-alone:
+			turns = c.turns
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-turns:

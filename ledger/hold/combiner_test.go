@@ -5,6 +5,7 @@ import (
 	"errors"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // flights is a fake of the way to Redis: trips wait until they are let go.
@@ -151,6 +152,40 @@ func TestCombinerIsBounded(t *testing.T) {
 		}
 		f.land <- nil
 		if err := <-first; err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// Calls that are in no hurry leave with the trip that somebody else needs, ahead of who came later; alone they leave after a while.
+func TestCombinerIsPatient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, f := testCombiner(2)
+		const patience = 2 * time.Millisecond
+		patient := func(calls ...*call) <-chan error {
+			ended := make(chan error, 1)
+			go func() { ended <- c.doWithin(t.Context(), patience, calls...) }()
+			synctest.Wait()
+			return ended
+		}
+		begun := time.Now()
+		releases := []*call{newTestCall(), newTestCall()}
+		released := patient(releases...)
+		reserve := newTestCall()
+		reserved := start(t.Context(), c, reserve)
+		if calls := <-f.started; len(calls) != 3 || calls[0] != releases[0] || calls[2] != reserve || time.Since(begun) != 0 {
+			t.Fatalf("a trip with %d calls after %s, want the two that waited and the reserve, at once", len(calls), time.Since(begun))
+		}
+		f.land <- nil
+		if err := errors.Join(<-released, <-reserved); err != nil {
+			t.Fatal(err)
+		}
+		alone := patient(newTestCall())
+		if calls := <-f.started; len(calls) != 1 || time.Since(begun) != patience {
+			t.Fatalf("a trip with %d calls after %s, want one after %s", len(calls), time.Since(begun), patience)
+		}
+		f.land <- nil
+		if err := <-alone; err != nil {
 			t.Fatal(err)
 		}
 	})

@@ -40,6 +40,9 @@ const (
 	maxPerScript = 4000
 	// tripsAtOnce is how many trips may be on their way. More would carry fewer calls each.
 	tripsAtOnce = 2
+	// releasePatience is how long releases wait for a reserve's trip to take them along. The next reserve of the account is one,
+	// so nobody of this node finds the hold still there; and under load half of the trips are spared.
+	releasePatience = 2 * time.Millisecond
 	// defaultPool is New API's number of connections.
 	defaultPool = 10
 )

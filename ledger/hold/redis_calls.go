@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"ledgerline/ledger"
 )
@@ -16,9 +17,13 @@ func newCall(partition int, packed *packedCall) *call {
 
 // send coalesces calls with those of other goroutines into trips.
 func (r *Redis) send(ctx context.Context, calls ...*call) error {
+	return r.sendWithin(ctx, 0, calls...)
+}
+
+func (r *Redis) sendWithin(ctx context.Context, patience time.Duration, calls ...*call) error {
 	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
-	return r.calls.do(ctx, calls...)
+	return r.calls.doWithin(ctx, patience, calls...)
 }
 
 // fly makes one trip: one script for all that one server answers for, in one pipeline. It does not end with the context of
@@ -167,7 +172,7 @@ func (r *Redis) Release(ctx context.Context, calls []ledger.ReleaseCall) error {
 			}
 			batch[i] = newCall(c.Partition, &packed)
 		}
-		if err := r.send(ctx, batch...); err != nil {
+		if err := r.sendWithin(ctx, releasePatience, batch...); err != nil {
 			return fmt.Errorf("release hold: %w", err)
 		}
 		calls = calls[n:]
