@@ -41,8 +41,10 @@ const (
 	maxPlainAnswer = 128 << 20
 	// maxErrorBody bounds what is read of an upstream's failure.
 	maxErrorBody = 64 << 10
-	// streamReadBuffer is how much of a stream is read at once. It is the steady memory of a stream.
-	streamReadBuffer = 16 << 10
+	// streamFirstBuffer is how much of a stream is read at once: some chunks, and the steady memory of a stream at a model's pace.
+	// streamReadBuffer takes its place for a stream that fills it.
+	streamFirstBuffer = 2 << 10
+	streamReadBuffer  = 16 << 10
 	// settleTimeout bounds the wait for the journal's fsync once the client may have gone.
 	settleTimeout = 30 * time.Second
 	// plainTimeout bounds an answer in one piece, all tries together: its client may have gone long ago.
@@ -90,7 +92,7 @@ type Server struct {
 	metrics *metrics
 	limits  dialect.Limits
 	charged atomic.Int64
-	buffers sync.Pool // of *[streamReadBuffer]byte; one stream's steady memory, 16 KiB each
+	buffers sync.Pool // of *[streamReadBuffer]byte
 
 	// noUsageOption remembers, by channel, the address whose upstream refuses stream_options; bounded by the number of channels.
 	noUsageOption sync.Map // int64 to string
