@@ -258,6 +258,7 @@ func (n *node) run(ctx context.Context, serveHTTP func(ctx context.Context) erro
 	consume, stopConsumers := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopConsumers()
 	var background errgroup.Group
+	background.Go(func() error { keepHeap(consume); return nil })
 	if n.role.consumes {
 		background.Go(func() error { return n.quotas.Run(consume) })
 		background.Go(func() error { return n.usages.Run(consume) })
