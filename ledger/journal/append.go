@@ -411,7 +411,7 @@ func (j *Journal) put(r *record) (b *batch, seg *segment, n int64) {
 	}
 	k := len(b.parts) - 1
 	if k < 0 || b.parts[k].seg != seg {
-		b.parts = append(b.parts, part{seg: seg, off: seg.size, buf: make([]byte, 0, max(4<<10, j.lastBatch))})
+		b.parts = append(b.parts, part{seg: seg, off: seg.size, buf: j.blank()})
 		k++
 	}
 	p := &b.parts[k]
@@ -425,6 +425,7 @@ func (j *Journal) put(r *record) (b *batch, seg *segment, n int64) {
 			parcel: r.parcel(j.id, j.cfg.Partitions), part: k, from: payload, to: len(p.buf), frame: start,
 		})
 	}
+	j.block = p.buf
 	n = int64(len(p.buf) - start)
 	seg.size += n
 	j.live += n
@@ -434,6 +435,16 @@ func (j *Journal) put(r *record) (b *batch, seg *segment, n int64) {
 	b.seq = j.seq
 	j.copyBudget = min(j.copyBudget+n, j.cfg.MaxBytes)
 	return b, seg, n
+}
+
+// blank returns an empty buffer for a part: what is left of the block that the last part began in. How large a batch becomes is not
+// known, and buffers that grow by themselves were a quarter of all that a request allocates.
+func (j *Journal) blank() []byte {
+	const blockBytes, least = 64 << 10, 4 << 10 // some thirty requests, and about one
+	if rest := j.block[len(j.block):]; cap(rest) >= least {
+		return rest
+	}
+	return make([]byte, 0, blockBytes)
 }
 
 // newSegment begins the next segment; the writer makes its file when it comes to it.

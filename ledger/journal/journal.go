@@ -51,7 +51,7 @@ type Journal struct {
 	pending    *batch       // being gathered
 	writing    *batch       // with the writer
 	queued     int64        // bytes in both
-	lastBatch  int          // bytes of the last one, for the next one's capacity
+	block      []byte       // the last part's buffer; what is free behind it is the next one's
 	segs       []*segment   // live, oldest first; the last is being written
 	kept       []keptSegment
 	live       int64 // bytes of segs

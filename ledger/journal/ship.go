@@ -73,7 +73,7 @@ func (j *Journal) offer(b *batch) {
 	}
 	c := chunk{events: b.events, at: make([]position, len(b.events))}
 	for i := range b.parts {
-		c.bytes += int64(cap(b.parts[i].buf))
+		c.bytes += int64(len(b.parts[i].buf))
 	}
 	for i := range b.events {
 		q := &b.events[i]

@@ -148,7 +148,6 @@ func (j *Journal) commit(b *batch, took time.Duration) {
 		}
 	}
 	j.queued -= b.bytes
-	j.lastBatch = int(min(b.bytes, 256<<10))
 	j.stats.batches++
 	j.stats.frames += int64(b.frames)
 	j.stats.events += int64(len(b.events))
