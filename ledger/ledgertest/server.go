@@ -66,25 +66,33 @@ func StartKafka(t testing.TB, lines ...string) *Server {
 // StartKafkaCluster starts a private Kafka cluster of three brokers, with replication factor 3 and min.insync.replicas 2.
 func StartKafkaCluster(t testing.TB) []*Server {
 	t.Helper()
-	var all []*Server
-	start(t, nil, func(ctx context.Context, o engines.Options) (*engines.Server, error) {
-		const brokers = 3 // the least that keeps a quorum while one is away
-		cluster, err := engines.StartKafkaCluster(ctx, brokers, o)
-		if err != nil {
-			return nil, err
-		}
-		for _, s := range cluster {
-			all = append(all, own(t, s))
-		}
-		return cluster[0], nil
+	const brokers = 3 // the least that keeps a quorum while one is away
+	return StartKafkaBehind(t, brokers, nil)
+}
+
+// StartKafkaBehind starts a private Kafka cluster of so many brokers (1 or 3) that tell clients the addresses which advertise
+// returns for theirs, a proxy's; nil: their own.
+func StartKafkaBehind(t testing.TB, brokers int, advertise func(addr string) (string, error)) []*Server {
+	t.Helper()
+	return startAll(t, func(ctx context.Context, o engines.Options) ([]*engines.Server, error) {
+		o.Advertise = advertise
+		return engines.StartKafkaCluster(ctx, brokers, o)
 	})
-	return all
 }
 
 // StartMySQL starts a private MariaDB server; its DSN is [engines.Server.MySQLDSN] of a database that the caller creates.
 func StartMySQL(t testing.TB, args ...string) *Server {
 	t.Helper()
 	return start(t, args, engines.StartMariaDB)
+}
+
+// StartMySQLOn is StartMySQL on a folder whose subfolder data is the data folder of a MariaDB server that is not running.
+func StartMySQLOn(t testing.TB, dir string, args ...string) *Server {
+	t.Helper()
+	return start(t, args, func(ctx context.Context, o engines.Options) (*engines.Server, error) {
+		o.Dir = dir
+		return engines.StartMariaDB(ctx, o)
+	})
 }
 
 // StartMySQLServer starts a private server of MySQL itself (9), where MariaDB does not do.
@@ -107,15 +115,45 @@ func StartSentinel(t testing.TB, name, primary string) *Server {
 	})
 }
 
+// StartRedisCluster starts a private Redis Cluster of three primaries; its URL is [engines.RedisClusterURL].
+func StartRedisCluster(t testing.TB) (all []*Server, url string) {
+	t.Helper()
+	all = startAll(t, func(ctx context.Context, o engines.Options) ([]*engines.Server, error) {
+		const primaries = 3 // the least that has a majority without one
+		list, err := engines.StartRedisCluster(ctx, primaries, o)
+		url = engines.RedisClusterURL(list)
+		return list, err
+	})
+	return all, url
+}
+
+// StartNginx starts a private nginx with what configure makes of its port and its folder. Its address is URL.
+func StartNginx(t testing.TB, configure func(port int, dir string) string) *Server {
+	t.Helper()
+	return start(t, nil, func(ctx context.Context, o engines.Options) (*engines.Server, error) {
+		return engines.StartNginx(ctx, o, configure)
+	})
+}
+
 // StartClickHouse starts a private ClickHouse engine; its DSN is [engines.Server.ClickHouseDSN].
 func StartClickHouse(t testing.TB) *Server {
 	t.Helper()
 	return start(t, nil, engines.StartClickHouse)
 }
 
-// start starts an engine for t and closes it when t ends. With -short it skips, for a quick run on a machine without the
-// engines; otherwise an engine that cannot be had fails the test.
+// start starts an engine for t and closes it when t ends.
 func start(t testing.TB, args []string, f func(context.Context, engines.Options) (*engines.Server, error)) *Server {
+	t.Helper()
+	return startAll(t, func(ctx context.Context, o engines.Options) ([]*engines.Server, error) {
+		o.Args = args
+		s, err := f(ctx, o)
+		return []*engines.Server{s}, err
+	})[0]
+}
+
+// startAll starts servers that belong together. With -short it skips, for a quick run on a machine without the engines;
+// otherwise an engine that cannot be had fails the test.
+func startAll(t testing.TB, f func(context.Context, engines.Options) ([]*engines.Server, error)) []*Server {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("-short: needs a real engine")
@@ -126,11 +164,15 @@ func start(t testing.TB, args []string, f func(context.Context, engines.Options)
 	}
 	ctx, cancel := engineContext()
 	defer cancel()
-	s, err := f(ctx, engines.Options{Cache: c, Args: args})
+	list, err := f(ctx, engines.Options{Cache: c})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return own(t, s)
+	all := make([]*Server, len(list))
+	for i, s := range list {
+		all[i] = own(t, s)
+	}
+	return all
 }
 
 func own(t testing.TB, s *engines.Server) *Server {
@@ -193,6 +235,17 @@ func (e *shared) get(t testing.TB) string {
 		t.Fatalf("%v (or set %s to a running engine, or run with -short to leave such tests out)", e.err, e.env)
 	}
 	return e.server
+}
+
+// Port returns a port of 127.0.0.1 that is the test's own until it ends, also while nothing listens on it.
+func Port(t testing.TB) int {
+	t.Helper()
+	port, release, err := engines.ClaimPort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(release)
+	return port
 }
 
 // NodeModules returns a node_modules folder with the named npm packages (name@version), for a test that runs a client SDK

@@ -48,7 +48,7 @@ func (c *Cache) Dir() string { return c.dir }
 
 // Install makes sure that all engines are in the cache.
 func (c *Cache) Install(ctx context.Context) error {
-	for _, install := range []func(context.Context) (string, error){c.kafka, c.redis, c.mariadb, c.clickhouse} {
+	for _, install := range []func(context.Context) (string, error){c.kafka, c.redis, c.mariadb, c.clickhouse, c.nginx} {
 		if _, err := install(ctx); err != nil {
 			return err
 		}

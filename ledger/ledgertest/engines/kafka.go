@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -88,7 +89,16 @@ func StartKafkaCluster(ctx context.Context, n int, o Options) ([]*Server, error)
 		voters[i] = fmt.Sprintf("%d@%s", node.id, loopback(node.controllerPort))
 	}
 	for _, node := range nodes {
-		if err := node.configure(ctx, strings.Join(voters, ","), n, o.Args); err != nil {
+		lines := o.Args
+		if o.Advertise != nil {
+			addr, err := o.Advertise(node.server.Addr)
+			if err != nil {
+				closeAll()
+				return nil, fmt.Errorf("advertise %s: %w", node.server.Addr, err)
+			}
+			lines = append(slices.Clone(lines), "advertised.listeners=PLAINTEXT://"+addr)
+		}
+		if err := node.configure(strings.Join(voters, ","), n, lines); err != nil {
 			closeAll()
 			return nil, err
 		}
@@ -135,6 +145,8 @@ func newKafkaNode(ctx context.Context, home string, id, n int, o Options) (*kafk
 		return node.java("kafka.Kafka", node.properties())
 	}
 	s.ready = func(ctx context.Context) error { return kafkaReady(ctx, s.Addr, n) }
+	// Without data the node is a new one: what a start finds empty it formats.
+	s.prepare = func(ctx context.Context) error { return node.formatted(ctx) }
 	return node, nil
 }
 
@@ -154,8 +166,8 @@ func (n *kafkaNode) java(class string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// configure writes the node's settings and formats its data folder, unless there is one.
-func (n *kafkaNode) configure(ctx context.Context, voters string, replicas int, lines []string) error {
+// configure writes the node's settings.
+func (n *kafkaNode) configure(voters string, replicas int, lines []string) error {
 	data := filepath.Join(n.server.Dir, "data")
 	text := strings.NewReplacer(
 		"%NODE%", strconv.Itoa(n.id), "%VOTERS%", voters, "%PORT%", strconv.Itoa(n.port),
@@ -166,6 +178,12 @@ func (n *kafkaNode) configure(ctx context.Context, voters string, replicas int, 
 	if err := os.WriteFile(n.properties(), []byte(text), 0o644); err != nil {
 		return fmt.Errorf("write Kafka's settings: %w", err)
 	}
+	return nil
+}
+
+// formatted formats the node's data folder, unless there is one.
+func (n *kafkaNode) formatted(ctx context.Context) error {
+	data := filepath.Join(n.server.Dir, "data")
 	if _, err := os.Stat(data); err == nil {
 		return nil
 	}

@@ -1,7 +1,6 @@
 package engines
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"net"
@@ -9,8 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
-	"time"
 )
 
 // redisDatabases is how many databases a server has: each test takes one of its own, and an empty one costs nothing.
@@ -78,24 +75,11 @@ func startRedis(ctx context.Context, name string, o Options, args func(*Server, 
 
 // redisReady sends one PING. "LOADING" and "MASTERDOWN" are answers too, of a server that is not ready.
 func redisReady(ctx context.Context, addr string) error {
-	dialer := net.Dialer{Timeout: time.Second}
-	conn, err := dialer.DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return err
+	line, err := redisDo(ctx, addr, "PING")
+	if err == nil && line != "+PONG" {
+		err = fmt.Errorf("ping: %s", line)
 	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(time.Second))
-	if _, err := conn.Write([]byte("PING\r\n")); err != nil {
-		return err
-	}
-	line, err := bufio.NewReader(conn).ReadString('\n')
-	if err != nil {
-		return err
-	}
-	if !strings.HasPrefix(line, "+PONG") {
-		return fmt.Errorf("ping: %s", strings.TrimSpace(line))
-	}
-	return nil
+	return err
 }
 
 // RedisURL returns the URL of a Redis server's database 0, in the form that REDIS_CONN_STRING takes.

@@ -105,6 +105,15 @@ func claimPort() (int, *fileLock, error) {
 	return 0, nil, fmt.Errorf("find a free port: none in %d tries between %d and %d", portTries, firstPort, lastPort)
 }
 
+// ClaimPort finds a free port for a server of the caller's own and keeps it away from those of this package until release.
+func ClaimPort() (port int, release func(), err error) {
+	port, lock, err := claimPort()
+	if err != nil {
+		return 0, nil, err
+	}
+	return port, lock.release, nil
+}
+
 // PortFree says whether nothing listens on a port of 127.0.0.1.
 func PortFree(port int) bool {
 	l, err := net.Listen("tcp", loopback(port)) //nolint:noctx // it does not wait

@@ -23,15 +23,19 @@ type Options struct {
 	Port   int      // TCP port on 127.0.0.1; 0 picks a free one
 	Detach bool     // outlive this process
 	Args   []string // more arguments (Kafka: lines of server.properties), after and so before those of this package
+
+	// Advertise, for Kafka, is given the address of each broker and returns the one that clients are told: a proxy's.
+	Advertise func(addr string) (string, error)
 }
 
 // Server is one engine as a child process. Its methods are safe for concurrent use, but a caller that kills a server while
 // another one restarts it gets what it asked for.
 type Server struct {
-	Name string // "kafka", "mariadb", "redis", "redis-sentinel" or "clickhouse"
+	Name string // "kafka", "mariadb", "redis", "redis-sentinel", "clickhouse" or "nginx"
 	Addr string // host:port, the same through restarts
 	Dir  string // data and log of this server
 
+	prepare func(context.Context) error // before each start; may be nil
 	command func() *exec.Cmd            // builds the command line, for each start
 	ready   func(context.Context) error // one look; nil when the server can be worked with
 	detach  bool
@@ -105,6 +109,11 @@ func (s *Server) PID() int {
 // Start starts the server on its port and its data and returns when it is ready for work. A server that does not get
 // ready is killed, and the error holds the end of its log.
 func (s *Server) Start(ctx context.Context) error {
+	if s.prepare != nil {
+		if err := s.prepare(ctx); err != nil {
+			return err
+		}
+	}
 	exited, err := s.spawn()
 	if err != nil {
 		return err
