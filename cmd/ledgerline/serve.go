@@ -133,22 +133,18 @@ func openLogger(cfg *config, stderr io.Writer) (*slog.Logger, func(), error) {
 
 // serve answers HTTP until ctx ends, then lets running requests finish within SHUTDOWN_TIMEOUT_SECONDS.
 func (n *node) serve(ctx context.Context, ln net.Listener, stdout io.Writer) error {
-	server := &http.Server{
+	server := newServer(ln, &http.Server{
 		Handler: n.handler(), ReadHeaderTimeout: headerTimeout, MaxHeaderBytes: maxHeaderBytes, IdleTimeout: keepAliveIdle,
 		ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug),
-	}
+	})
 	if stdout != nil {
 		if n.rootPassword != "" {
 			fmt.Fprintf(stdout, "First start: log in as root, password %s (it is not shown again)\n", n.rootPassword)
 		}
 		fmt.Fprintf(stdout, "Ledgerline %s serves http://127.0.0.1:%d (%s)\n", version, ln.Addr().(*net.TCPAddr).Port, n.mode())
 	}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(ln) }()
-	select {
-	case err := <-served:
+	if err := server.run(ctx); err != nil {
 		return fmt.Errorf("serve HTTP: %w", err)
-	case <-ctx.Done():
 	}
 	n.log.Info("stopping: running requests finish first; a second signal ends the process at once", "at_most", time.Duration(n.cfg.ShutdownTimeout)*time.Second)
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(n.cfg.ShutdownTimeout)*time.Second)
@@ -156,9 +152,6 @@ func (n *node) serve(ctx context.Context, ln net.Listener, stdout io.Writer) err
 	if err := server.Shutdown(grace); err != nil {
 		n.log.Warn("some requests did not finish in time; they are billed for what was streamed", "error", err)
 		_ = server.Close()
-	}
-	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve HTTP: %w", err)
 	}
 	return nil
 }
