@@ -280,6 +280,7 @@ func (n *node) run(ctx context.Context, serveHTTP func(ctx context.Context) erro
 
 	stopControl, err := n.startControl(ctx)
 	if err == nil {
+		n.awaitEpochs(ctx)
 		err = serveHTTP(ctx)
 		stopControl()
 	}
@@ -290,6 +291,24 @@ func (n *node) run(ctx context.Context, serveHTTP func(ctx context.Context) erro
 	}
 	stopConsumers()
 	return errors.Join(err, background.Wait())
+}
+
+// firstLook bounds the wait for the counters at a start. If they are away for longer, requests are told so.
+const firstLook = 5 * time.Second
+
+// awaitEpochs lets a node that has just started know the epochs before it takes its first request, which would be refused: a
+// load balancer sends some as soon as the port takes connections.
+func (n *node) awaitEpochs(ctx context.Context) {
+	if n.desk == nil {
+		return
+	}
+	timer := time.NewTimer(firstLook)
+	defer timer.Stop()
+	select {
+	case <-n.desk.Looked():
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // drainConsumers waits until the projections have all that is in the log, so that an embedded node stops with nothing

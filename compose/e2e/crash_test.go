@@ -3,6 +3,8 @@ package e2e
 import (
 	"net/http"
 	"testing"
+
+	"ledgerline/ledger/ledgertest"
 )
 
 // A node that is killed in mid-traffic, streams open, loses nothing and charges nothing twice: what was finished is billed
@@ -79,6 +81,35 @@ func TestStopLosesNothing(t *testing.T) {
 		nothingToAdopt(t, s)
 		s.verified()
 	})
+}
+
+// A node that says that it serves does: a load balancer sends it requests as soon as its port takes connections, and clients
+// that do not retry must not see that it has just started.
+func TestServesFromTheFirstRequest(t *testing.T) {
+	t.Parallel()
+	s := cluster(t)
+	s.open()
+	u := s.cast(1)[0]
+	c := newClients(t)
+	last := s.nodes[2]
+	last.port = ledgertest.Port(t)
+	for round := range 5 {
+		last.terminate()
+		asked := make(chan seen)
+		go func() {
+			for {
+				r := send(t.Context(), c.http, last.url(), order{account: u, prompt: 30, completion: 3})
+				if r.status != 0 || t.Context().Err() != nil { // until it takes connections
+					asked <- r
+					return
+				}
+			}
+		}()
+		last.start()
+		if r := <-asked; r.status != http.StatusOK || !r.whole {
+			t.Errorf("start %d: the first request got status %d %q", round, r.status, r.code)
+		}
+	}
 }
 
 // only is the site seen as if it had just that node.

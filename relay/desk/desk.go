@@ -124,6 +124,9 @@ type Desk struct {
 	shipCtx context.Context //nolint:containedctx // the shippers outlive the request that adopted their journal
 	open    atomic.Int64
 	leaving atomic.Bool
+
+	looked    chan struct{} // closed once the epochs were looked at
+	sawEpochs sync.Once
 }
 
 // view is what the node knows of one partition's epoch.
@@ -170,6 +173,7 @@ func New(ctx context.Context, cfg Config) (*Desk, error) {
 		kickMove: make(chan struct{}, 1),
 		metrics:  newMetrics(cfg.Metrics),
 		loading:  loads{calls: map[loadKey]*loadResult{}},
+		looked:   make(chan struct{}),
 	}
 	if d.now == nil {
 		d.now = time.Now
@@ -261,6 +265,9 @@ func (d *Desk) Open() (open, all int) {
 	}
 	return open, len(d.views)
 }
+
+// Looked is closed once Run has looked at the epochs for the first time. Until then every request is refused.
+func (d *Desk) Looked() <-chan struct{} { return d.looked }
 
 // InFlight returns how many requests are open.
 func (d *Desk) InFlight() int64 { return d.open.Load() }

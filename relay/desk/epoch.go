@@ -29,6 +29,7 @@ func (d *Desk) look(ctx context.Context) error {
 			failed = append(failed, fmt.Errorf("follow epoch of partition %d: %w", states[i].Partition, err))
 		}
 	}
+	d.sawEpochs.Do(func() { close(d.looked) })
 	return errors.Join(failed...)
 }
 
