@@ -30,6 +30,9 @@ const (
 	journalInKafka = "kafka"
 )
 
+// minOrphanAfter is three heartbeats and a bit: a node that beats is never given up.
+const minOrphanAfter = 10 * time.Second
+
 // config is everything that can be set, by environment variable. README.md lists them; a test keeps the two in step.
 type config struct {
 	Port          int    `env:"PORT" envDefault:"3000"`
@@ -182,8 +185,8 @@ func describeEnvError(err error, vars map[string]string) string {
 func (c *config) check() error {
 	bad := c.outOfBounds()
 	wrong := func(format string, args ...any) { bad = append(bad, fmt.Sprintf(format, args...)) }
-	if c.OrphanAfter != 0 && c.OrphanAfter < time.Minute {
-		wrong("HOLD_ORPHAN_AFTER=%s: 0 (never) or at least 1m is needed", c.OrphanAfter)
+	if c.OrphanAfter != 0 && c.OrphanAfter < minOrphanAfter {
+		wrong("HOLD_ORPHAN_AFTER=%s: 0 (never) or at least %s is needed", c.OrphanAfter, minOrphanAfter)
 	}
 	switch {
 	case c.Journal != journalInFile && c.Journal != journalInKafka:

@@ -28,7 +28,7 @@ func TestBadValues(t *testing.T) {
 		"port too high":    {map[string]string{"PORT": "70000"}, []string{"PORT", "70000", "0 to 65535"}},
 		"no bool":          {map[string]string{"BATCH_UPDATE_ENABLED": "yes please"}, []string{"BATCH_UPDATE_ENABLED", "yes please", "true or false"}},
 		"no duration":      {map[string]string{"HOLD_ORPHAN_AFTER": "soon"}, []string{"HOLD_ORPHAN_AFTER", "soon", "duration"}},
-		"short duration":   {map[string]string{"HOLD_ORPHAN_AFTER": "3s"}, []string{"HOLD_ORPHAN_AFTER", "3s", "1m"}},
+		"short duration":   {map[string]string{"HOLD_ORPHAN_AFTER": "3s"}, []string{"HOLD_ORPHAN_AFTER", "3s", "10s"}},
 		"postgres":         {map[string]string{"SQL_DSN": "postgres://u:secret@h/db"}, []string{"SQL_DSN", "MySQL"}},
 		"log postgres":     {map[string]string{"LOG_SQL_DSN": "postgres://u:secret@h/db"}, []string{"LOG_SQL_DSN"}},
 		"secret unchanged": {map[string]string{"SESSION_SECRET": "random_string"}, []string{"SESSION_SECRET", "random_string"}},

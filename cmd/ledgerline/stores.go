@@ -60,6 +60,7 @@ func openStores(ctx context.Context, cfg *config, log *slog.Logger) (s stores, e
 }
 
 func openDatabase(ctx context.Context, cfg *config, s *stores, log *slog.Logger) error {
+	_ = mysql.SetLogger(mysqlLog{log}) // it refuses only nil
 	if err := cfg.hasDatabase(); err != nil {
 		return err
 	}
@@ -180,6 +181,12 @@ type redisLog struct{ log *slog.Logger }
 func (l redisLog) Printf(ctx context.Context, format string, v ...any) {
 	l.log.DebugContext(ctx, "redis client", "message", fmt.Sprintf(format, v...))
 }
+
+// mysqlLog takes the lines that the MySQL driver would print to standard error by itself: connections that broke.
+type mysqlLog struct{ log *slog.Logger }
+
+// Print implements the driver's logger.
+func (l mysqlLog) Print(v ...any) { l.log.Debug("mysql driver", "message", fmt.Sprint(v...)) }
 
 func openUsage(ctx context.Context, cfg *config, log *slog.Logger) (usagelog.Store, error) {
 	store, err := usagelog.Open(ctx, usagelog.Config{

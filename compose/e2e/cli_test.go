@@ -33,7 +33,7 @@ func TestMistakesAreNamed(t *testing.T) {
 		{"no bool", nil, map[string]string{"BATCH_UPDATE_ENABLED": "perhaps"}, []string{`BATCH_UPDATE_ENABLED="perhaps"`, "true or false"}},
 		{"no duration", nil, map[string]string{"JOURNAL_KEEP": "a while"}, []string{`JOURNAL_KEEP="a while"`, "15m"}},
 		{"out of range", nil, map[string]string{"SYNC_FREQUENCY": "0"}, []string{"SYNC_FREQUENCY=0", "1 to 86400"}},
-		{"orphans", nil, map[string]string{"HOLD_ORPHAN_AFTER": "5s"}, []string{"HOLD_ORPHAN_AFTER=5s", "at least 1m"}},
+		{"orphans", nil, map[string]string{"HOLD_ORPHAN_AFTER": "5s"}, []string{"HOLD_ORPHAN_AFTER=5s", "at least 10s"}},
 		{"PostgreSQL", nil, map[string]string{"SQL_DSN": "postgres://u:secret@db/x"}, []string{"SQL_DSN", "PostgreSQL", "MySQL"}},
 		{"ClickHouse as the database", nil, map[string]string{"SQL_DSN": "clickhouse://db:9000/x"}, []string{"SQL_DSN", "LOG_SQL_DSN"}},
 		{"brokers", nil, map[string]string{"KAFKA_BROKERS": "kafka"}, []string{`KAFKA_BROKERS="kafka"`, "host:port"}},
