@@ -13,12 +13,15 @@ TEST_TIMEOUT  ?= 15m
 # What to test, and further flags: make test PACKAGES=./ledger/... TEST_FLAGS='-run Replay -v'
 PACKAGES      ?= ./...
 TEST_FLAGS    ?=
+# How long make chaos goes on beginning rounds.
+CHAOS_FOR     ?= 1h
+CHAOS_FLAGS   ?=
 # The packages whose SQL must hold on MySQL as well as on MariaDB.
 MYSQL_PACKAGES ?= ./ledger/sqlstore/... ./ledger/usagelog/...
 
 GO_TEST = go test -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS)
 
-.PHONY: build test race lint fmt vuln bench bench-compare bench-limits demo up down status engines test-mysql clean
+.PHONY: build test chaos race lint fmt vuln bench bench-compare bench-limits demo up down status engines test-mysql clean
 
 build: ## the program: bin/ledgerline
 	go build -trimpath -o bin/ledgerline ./cmd/ledgerline
@@ -28,6 +31,9 @@ test: bin/local ## vet, then all tests: unit, conformance, golden, fuzz seeds, e
 	go vet $(PACKAGES)
 	cd compose/local/chserver && go vet ./... && go test ./...
 	bin/local run -- $(GO_TEST) $(PACKAGES)
+
+chaos: ## everything breaks under traffic, in the order of a seed: CHAOS_FOR=10m CHAOS_FLAGS='-chaos.seed=N'; writes compose/e2e/README.md's table
+	go test ./compose/e2e -run 'TestChaos$$' -count=1 -v -timeout 24h -chaos.for=$(CHAOS_FOR) -chaos.table $(CHAOS_FLAGS)
 
 race: bin/local ## the tests under the race detector
 	bin/local run -- $(GO_TEST) -race $(PACKAGES)

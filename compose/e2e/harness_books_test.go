@@ -116,7 +116,7 @@ func (b *books) served() map[string]servedRequest {
 	out := map[string]servedRequest{}
 	for _, r := range b.site.upstream.Records() {
 		if r.Status == 200 {
-			out[r.Request] = servedRequest{user: r.User, prompt: r.Prompt, completion: r.Completion, model: r.Model}
+			out[r.Request] = servedRequest{user: r.User, prompt: r.Prompt, completion: r.Completion, model: r.Model, finished: r.Finished}
 		}
 	}
 	return out
@@ -125,7 +125,12 @@ func (b *books) served() map[string]servedRequest {
 type servedRequest struct {
 	user, model        string
 	prompt, completion int64
+	finished           bool // and so the upstream's own figures went out
 }
+
+// frameTokens is what the tokenizer sees around a message, and in it, beyond the estimate: it counts a prompt when an upstream
+// dies, or the client leaves, before the upstream has said what it read.
+const frameTokens = 8
 
 // total is what an account is said to have.
 type total struct{ Left, Charged, Requests int64 }
@@ -187,10 +192,13 @@ func (b *books) compareBills(bills map[string]billed, served map[string]servedRe
 			recovered++
 		}
 		least, most := int64(0), price(up.prompt, up.completion)
+		if !up.finished {
+			most = price(up.prompt+frameTokens, up.completion)
+		}
 		if c, answered := clients[id]; answered && c.chunks > 0 {
 			least = price(up.prompt, c.chunks)
-			if c.whole {
-				least, most = price(up.prompt, c.chunks), price(up.prompt, up.completion)
+			if c.whole && up.finished {
+				most = price(up.prompt, up.completion)
 			}
 		}
 		if least == most {

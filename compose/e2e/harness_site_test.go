@@ -38,17 +38,20 @@ type site struct {
 	root     *admin // once somebody has logged in
 	password string // of root
 	books    *books
+	front    string // where clients go: a load balancer's address; "": to every node in turn
 	// private engines, nil where they are shared
 	kafka, mysql, redis, click *ledgertest.Server
 }
 
 // node is one node of a site. Its folders outlive its processes.
 type node struct {
-	site *site
-	name string
-	dir  string
-	env  map[string]string
-	port int // 0 until the first start
+	site   *site
+	name   string
+	dir    string
+	env    map[string]string
+	binary string   // "": the one that is being tested
+	args   []string // the command, if the node is only one half: relay, consume
+	port   int      // 0 until the first start
 	*process
 }
 
@@ -126,7 +129,7 @@ func (n *node) start() {
 	env := n.site.environment(n.env)
 	env["PORT"], env["NODE_NAME"] = strconv.Itoa(n.port), n.name
 	env["DATA_DIR"], env["JOURNAL_DIR"] = filepath.Join(n.dir, "data"), filepath.Join(n.dir, "journal")
-	n.process = start(n.site.t, command{dir: n.dir, env: env})
+	n.process = start(n.site.t, command{dir: n.dir, env: env, args: n.args, binary: n.binary})
 	const mark = "serves http://127.0.0.1:"
 	n.await(mark)
 	_, after, _ := strings.Cut(n.stdout.String(), mark)
@@ -152,6 +155,9 @@ func (n *node) ready() {
 		return nil
 	})
 }
+
+// relays reports whether the node serves clients.
+func (n *node) relays() bool { return len(n.args) == 0 || n.args[0] == "relay" }
 
 func (n *node) url() string { return "http://127.0.0.1:" + strconv.Itoa(n.port) }
 

@@ -112,6 +112,8 @@ type command struct {
 	args []string
 	env  map[string]string
 	dir  string // working directory; "": a temporary one
+	// binary is another one than the one that is being tested.
+	binary string
 }
 
 // start starts the binary. It is killed when the test ends, if it still runs; its log is shown if the test failed.
@@ -121,7 +123,10 @@ func start(t testing.TB, c command) *process {
 		c.dir = t.TempDir()
 	}
 	p := &process{t: t, stdout: newOutput(), stderr: newOutput(), done: make(chan struct{})}
-	p.cmd = exec.Command(ledgerline(t), c.args...)
+	if c.binary == "" {
+		c.binary = ledgerline(t)
+	}
+	p.cmd = exec.Command(c.binary, c.args...)
 	p.cmd.Dir = c.dir
 	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + c.dir, "TMPDIR=" + os.TempDir()}
 	for name, value := range c.env {
@@ -147,6 +152,7 @@ func start(t testing.TB, c command) *process {
 	}
 	t.Cleanup(func() {
 		p.kill()
+		p.keepLog(strings.Join(c.args, "-"))
 		for _, sign := range []string{"WARNING: DATA RACE", "panic: ", "panic serving", "fatal error: "} {
 			if i := strings.Index(p.stderr.String(), sign); i >= 0 {
 				t.Errorf("ledgerline %s: %s", strings.Join(c.args, " "), p.stderr.String()[i:])
@@ -159,6 +165,18 @@ func start(t testing.TB, c command) *process {
 	return p
 }
 
+// keepLog writes what the process printed into the folder that LEDGERLINE_E2E_LOGS names.
+func (p *process) keepLog(what string) {
+	dir := os.Getenv("LEDGERLINE_E2E_LOGS")
+	if dir == "" {
+		return
+	}
+	name := fmt.Sprintf("%s-%s-%d.log", strings.ReplaceAll(p.t.Name(), "/", "-"), what, p.cmd.Process.Pid)
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(p.stderr.String()), 0o600); err != nil {
+		p.t.Errorf("keep a log: %v", err)
+	}
+}
+
 // tail returns the end of a long text.
 func tail(s string) string {
 	const most = 6000
@@ -167,6 +185,12 @@ func tail(s string) string {
 	}
 	return "…" + s[len(s)-most:]
 }
+
+// freeze stops the process from running (SIGSTOP): its connections stay open and nothing answers, as on a host that hangs.
+func (p *process) freeze() { _ = p.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// thaw lets a frozen process go on (SIGCONT).
+func (p *process) thaw() { _ = p.cmd.Process.Signal(syscall.SIGCONT) }
 
 // kill ends the process with SIGKILL, whatever it is doing, and returns when it is gone.
 func (p *process) kill() {

@@ -26,6 +26,8 @@ type order struct {
 	prompt     int64 // tokens that the upstream reports; the prompt is such that the relay's own estimate is the same
 	completion int64
 	delay      time.Duration // between the upstream's chunks
+	leave      int64         // the client leaves a stream after so many chunks; 0: it stays
+	cut        int64         // the upstream dies after so many chunks; 0: it does not
 	more       map[string]any
 }
 
@@ -49,6 +51,9 @@ const tokensPerMessage = 4
 func (o *order) body() []byte {
 	script := relaytest.DefaultScript()
 	script.User, script.Prompt, script.Completion, script.Delay = o.account.name, o.prompt, o.completion, o.delay
+	if o.cut > 0 {
+		script.Cut = o.cut
+	}
 	in := map[string]any{
 		"model": model, "stream": o.stream, "max_tokens": o.completion,
 		"messages": []any{map[string]any{"role": "user", "content": strings.Repeat("real", int(max(1, o.prompt-tokensPerMessage)))}},
@@ -109,6 +114,9 @@ func (s *seen) read(from io.Reader) {
 			choice := gjson.GetBytes(data, "choices.0")
 			if choice.Get("delta.content").String() != "" {
 				s.chunks++
+			}
+			if s.order.leave > 0 && s.chunks == s.order.leave {
+				return
 			}
 			if reason := choice.Get("finish_reason").String(); reason != "" {
 				s.finish = reason
@@ -179,10 +187,15 @@ func (c *clients) seen() []seen {
 	return append([]seen(nil), c.all...)
 }
 
-func (s *site) urls() []string {
-	urls := make([]string, len(s.nodes))
-	for i, n := range s.nodes {
-		urls[i] = n.url()
+// urls are where clients go.
+func (s *site) urls() (urls []string) {
+	if s.front != "" {
+		return []string{s.front}
+	}
+	for _, n := range s.nodes {
+		if n.relays() {
+			urls = append(urls, n.url())
+		}
 	}
 	return urls
 }

@@ -1,0 +1,553 @@
+package e2e
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/redis/go-redis/v9"
+
+	"ledgerline/ledger/ledgertest"
+)
+
+// fault is one thing that goes wrong and is made good again.
+type fault struct {
+	name    string
+	excerpt bool // part of make test
+	play    func(g *stage)
+}
+
+// How many requests must come to their end while something is away that is not on their path (P3), and after everything.
+const (
+	meanwhile = 15
+	goesOn    = 10
+)
+
+// faults are all that the suite knows, by what they are done to.
+func faults() []fault {
+	return []fault{
+		{"relay: kill -9", true, (*stage).relayKilled},
+		{"relay: SIGTERM", true, (*stage).relayStopped},
+		{"relay: SIGSTOP beyond HOLD_ORPHAN_AFTER, then it comes back", true, (*stage).relayFrozen},
+		{"relay: disk full under the journal", true, (*stage).diskFull},
+		{"all relays and consumers restarted in turn, clients do not retry", true, (*stage).rollingRestart},
+		{"consumer: kill -9", true, (*stage).workerKilled},
+		{"consumer: SIGTERM", true, (*stage).workerStopped},
+		{"consumer: SIGSTOP beyond its session, then it comes back", true, (*stage).workerFrozen},
+		{"nginx: kill -9", false, (*stage).nginxKilled},
+		{"Kafka: leader killed", true, (*stage).leaderKilled},
+		{"Kafka: a broker restarted", false, (*stage).brokerRestarted},
+		{"Kafka: all brokers killed", true, (*stage).kafkaKilled},
+		{"Kafka: lines dead", false, func(g *stage) { g.hanging(g.brokerLines, true) }},
+		{"Kafka: lines slow", false, func(g *stage) { g.slowed(g.brokerLines, 20*time.Millisecond) }},
+		{"MySQL: kill -9", true, func(g *stage) { g.away(g.mysql.Kill, g.mysql.Start, true) }},
+		{"MySQL: SIGTERM", false, func(g *stage) { g.away(g.mysql.Stop, g.mysql.Start, true) }},
+		{"MySQL: SIGSTOP", false, func(g *stage) { g.away(g.mysql.Freeze, g.mysql.Thaw, true) }},
+		{"MySQL: deadlocks and lock timeouts", true, (*stage).mysqlLocks},
+		{"MySQL: restored from an older dump", true, (*stage).mysqlRestored},
+		{"MySQL: promoted replica that lacks the last transactions", true, (*stage).mysqlPromoted},
+		{"Redis: FLUSHALL", true, (*stage).redisFlushed},
+		{"Redis: kill -9", true, func(g *stage) { g.away(g.redis.Kill, g.redis.Start, false) }},
+		{"Redis: SIGSTOP", false, func(g *stage) { g.away(g.redis.Freeze, g.redis.Thaw, false) }},
+		{"Redis: restart from a snapshot 30 s old", true, (*stage).redisRestored},
+		{"ClickHouse: kill -9", true, func(g *stage) { g.away(g.click.Kill, g.click.Start, true) }},
+		{"ClickHouse: SIGSTOP", false, func(g *stage) { g.away(g.click.Freeze, g.click.Thaw, true) }},
+		{"ClickHouse: inserts refused", true, (*stage).insertsRefused},
+		{"one relay loses Redis", true, (*stage).relayWithoutRedis},
+		{"one node loses MySQL", false, (*stage).nodeWithoutMySQL},
+		{"one consumer loses ClickHouse", false, func(g *stage) { g.cutOff(g.lines[g.pick(g.workers)].click) }},
+		{"connections cut everywhere", true, (*stage).cutEverywhere},
+		{"one node's lines dead", false, func(g *stage) { g.hanging(g.lines[g.pick(g.nodes)].all(), false) }},
+		{"one node's lines slow", false, func(g *stage) { g.slowed(g.lines[g.pick(g.nodes)].all(), 20*time.Millisecond) }},
+	}
+}
+
+func (g *stage) pick(from []*node) *node { return from[g.rng.IntN(len(from))] }
+
+// served waits until so many more requests have come to their end.
+func (g *stage) served(n int) { g.load.moreDone(g.t, n) }
+
+// away plays an engine's absence. free says that requests must go on meanwhile.
+func (g *stage) away(end, begin func(), free bool) {
+	end()
+	if free {
+		g.served(meanwhile)
+	} else {
+		<-time.After(time.Duration(g.rng.IntN(3000)) * time.Millisecond)
+	}
+	begin()
+}
+
+func (g *stage) relayKilled() {
+	n := g.pick(g.relays)
+	n.kill()
+	g.kills++
+	g.served(meanwhile)
+	n.start()
+	n.ready()
+}
+
+func (g *stage) relayStopped() { g.restart(g.pick(g.relays)) }
+
+// restart stops a node as an operator does, and starts it again.
+func (g *stage) restart(n *node) {
+	if code := n.terminate(); code != 0 {
+		g.t.Errorf("%s: exit code %d after SIGTERM: %s", n.name, code, tail(n.stderr.String()))
+	}
+	n.start()
+	n.ready()
+}
+
+// relayFrozen stops a relay in the middle of what it does until it is given up. It comes back, and writes.
+func (g *stage) relayFrozen() {
+	n := g.pick(g.relays)
+	gone := func() int64 {
+		return g.books.number("SELECT COUNT(*) FROM ledger_producers WHERE node = ? AND state = 'gone'", n.name)
+	}
+	closed := func() int64 {
+		return g.books.number("SELECT COUNT(*) FROM ledger_producers WHERE node = ? AND state = 'closed'", n.name)
+	}
+	before, ended := gone(), closed()
+	n.freeze()
+	g.wait(n.name+" is given up", func() error {
+		if gone() == before {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	n.thaw()
+	g.wait(n.name+" goes on as a new incarnation and closes the old one", func() error {
+		if closed() == ended {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+	n.ready()
+}
+
+func (g *stage) wait(what string, ok func() error) { g.t.Helper(); eventually(g.t, what, ok) }
+
+// diskFull fills the disk under a relay's journal. The relay refuses, the others serve; with room again it is restarted.
+func (g *stage) diskFull() {
+	n := g.full
+	if n == nil {
+		g.table.note("needs root, for a small disk of its own")
+		return
+	}
+	filler := filepath.Join(n.dir, "journal", "filler")
+	if err := fill(filler); err != nil {
+		g.t.Fatal(err)
+	}
+	g.wait(n.name+" says that its journal cannot be written", func() error {
+		status, body, err := get(n.url() + "/readyz")
+		if err != nil {
+			return err
+		}
+		if status != http.StatusServiceUnavailable || !strings.Contains(body, "journal") {
+			return fmt.Errorf("status %d, %s", status, body)
+		}
+		return nil
+	})
+	g.served(meanwhile)
+	if err := os.Remove(filler); err != nil {
+		g.t.Fatal(err)
+	}
+	n.terminate()
+	n.start()
+	n.ready()
+}
+
+// fill writes a file until the disk is full.
+func fill(name string) error {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	for size := 1 << 20; size > 0; size >>= 1 {
+		buf := make([]byte, size)
+		for {
+			if _, err := f.Write(buf); err != nil {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// rollingRestart restarts every node in turn. Clients that ask once, through nginx, see nothing of it.
+func (g *stage) rollingRestart() {
+	for _, n := range g.nodes {
+		n.ready()
+	}
+	ctx, stop := context.WithCancel(g.t.Context())
+	c := newClients(g.t)
+	var all sync.WaitGroup
+	for w := range 4 {
+		rng := rand.New(rand.NewPCG(g.rng.Uint64(), uint64(w)))
+		all.Go(func() {
+			for ctx.Err() == nil {
+				o := g.order(rng, false)
+				o.leave, o.cut = 0, 0
+				one, done := context.WithTimeout(context.WithoutCancel(ctx), clientPatience)
+				r := send(one, c.http, g.front, o)
+				done()
+				c.mu.Lock()
+				c.all = append(c.all, r)
+				c.mu.Unlock()
+			}
+		})
+	}
+	for _, n := range g.nodes {
+		g.restart(n)
+		if n.relays() {
+			g.wait("nginx uses "+n.name+" again", func() error {
+				if n.metric("ledgerline_relay_requests_total") == 0 {
+					return errors.New("it does not")
+				}
+				return nil
+			})
+		}
+	}
+	stop()
+	all.Wait()
+	for _, r := range c.all {
+		if r.status != http.StatusOK || !r.whole {
+			g.t.Errorf("a rolling restart reached a client that does not retry: %+v", r)
+		}
+	}
+	g.table.note(fmt.Sprintf("%d requests of such clients, none failed", len(c.all)))
+	g.load.mu.Lock()
+	g.load.all = append(g.load.all, c.all...)
+	g.load.mu.Unlock()
+}
+
+func (g *stage) workerKilled() {
+	n := g.pick(g.workers)
+	n.kill()
+	g.served(meanwhile)
+	n.start()
+	n.ready()
+}
+
+func (g *stage) workerStopped() { g.restart(g.pick(g.workers)) }
+
+// workerFrozen stops a consumer until the other one has taken over its partitions and has caught up. Then it comes back in
+// the middle of what it was writing.
+func (g *stage) workerFrozen() {
+	n := g.pick(g.workers)
+	n.freeze()
+	g.served(meanwhile)
+	g.drained(g.t)
+	n.thaw()
+}
+
+func (g *stage) nginxKilled() {
+	g.nginx.Kill()
+	g.nginx.Start()
+}
+
+func (g *stage) leaderKilled() {
+	g.aside.Wait()
+	b := g.brokers[g.leader()]
+	b.Kill()
+	g.served(meanwhile)
+	g.comeBack(b)
+}
+
+// comeBack starts a broker while other things happen: the two others do its work.
+func (g *stage) comeBack(b *ledgertest.Server) {
+	g.aside.Go(func() {
+		if err := b.Server.Start(context.WithoutCancel(g.t.Context())); err != nil {
+			g.t.Error(err)
+		}
+	})
+}
+
+func (g *stage) brokerRestarted() {
+	g.aside.Wait()
+	b := g.brokers[g.rng.IntN(len(g.brokers))]
+	b.Stop()
+	g.served(meanwhile)
+	g.comeBack(b)
+}
+
+func (g *stage) kafkaKilled() {
+	g.aside.Wait()
+	for _, b := range g.brokers {
+		b.Kill()
+	}
+	g.served(meanwhile)
+	g.startKafka()
+}
+
+// startKafka starts all brokers at once: none is ready without a majority.
+func (g *stage) startKafka() {
+	g.t.Helper()
+	var all sync.WaitGroup
+	errs := make([]error, len(g.brokers))
+	for i, b := range g.brokers {
+		all.Go(func() { errs[i] = b.Server.Start(context.WithoutCancel(g.t.Context())) })
+	}
+	all.Wait()
+	if err := errors.Join(errs...); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// hanging lets nothing through some lines for a while, and closes nothing.
+func (g *stage) hanging(lines []*proxy, free bool) {
+	for _, p := range lines {
+		p.hang()
+	}
+	if free {
+		g.served(meanwhile)
+	} else {
+		<-time.After(time.Second + time.Duration(g.rng.IntN(4000))*time.Millisecond)
+	}
+	for _, p := range lines {
+		p.heal()
+	}
+}
+
+func (g *stage) slowed(lines []*proxy, by time.Duration) {
+	for _, p := range lines {
+		p.slow(by)
+	}
+	g.served(meanwhile)
+	for _, p := range lines {
+		p.heal()
+	}
+}
+
+// mysqlLocks takes the rows of an account in the wrong order, and holds on to them.
+func (g *stage) mysqlLocks() {
+	timeouts, deadlocks := 0, 0
+	g.wait("consumers met deadlocks and lock timeouts", func() error {
+		u := g.users[g.rng.IntN(len(g.users))]
+		dead, err := g.lockRows(u, deadlocks >= 2)
+		switch {
+		case err != nil:
+			return err
+		case dead:
+			deadlocks++
+		default:
+			timeouts++
+		}
+		if deadlocks < 2 || timeouts < 2 {
+			return fmt.Errorf("%d deadlocks, %d timeouts", deadlocks, timeouts)
+		}
+		return nil
+	})
+}
+
+// lockRows locks the account row of a user, as nobody does who follows the rules, until somebody waits for it, and then the
+// user's row, which that one has. If hold is set it leaves the user's row alone and waits until the other one gives up.
+func (g *stage) lockRows(u *account, hold bool) (dead bool, err error) {
+	ctx, cancel := context.WithTimeout(g.t.Context(), patience)
+	defer cancel()
+	tx, err := g.books.db.BeginTx(ctx, &sql.TxOptions{})
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = tx.Rollback() }()
+	status := func(name string) int64 {
+		return g.books.number("SELECT CAST(VARIABLE_VALUE AS SIGNED) FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME = ?", name)
+	}
+	before, tried := status("Innodb_deadlocks"), g.retries()
+	var id int64
+	if err := tx.QueryRowContext(ctx, "SELECT id FROM ledger_accounts WHERE kind = 'user' AND id = ? FOR UPDATE", u.user).Scan(&id); err != nil {
+		return false, err
+	}
+	g.wait("somebody waits for the row", func() error {
+		if status("Innodb_row_lock_current_waits") == 0 {
+			return errors.New("nobody does")
+		}
+		return nil
+	})
+	if hold {
+		g.wait("it gives up", func() error {
+			if g.retries() == tried {
+				return errors.New("it still waits")
+			}
+			return nil
+		})
+		return false, nil
+	}
+	err = tx.QueryRowContext(ctx, "SELECT id FROM users WHERE id = ? FOR UPDATE", u.user).Scan(&id)
+	const deadlock = 1213
+	if my, ok := errors.AsType[*mysql.MySQLError](err); ok && my.Number == deadlock {
+		return true, nil
+	}
+	return status("Innodb_deadlocks") > before, nil
+}
+
+// mysqlCopy copies the data folder as a kill would leave it at this moment.
+func (g *stage) mysqlCopy() string {
+	g.t.Helper()
+	to := g.t.TempDir()
+	g.mysql.Freeze()
+	out, err := exec.CommandContext(g.t.Context(), "cp", "-a", filepath.Join(g.mysql.Dir, "data"), to).CombinedOutput()
+	g.mysql.Thaw()
+	if err != nil {
+		g.t.Fatalf("copy MySQL's data: %v: %s", err, out)
+	}
+	return to
+}
+
+// mysqlRestored puts an older state in the database's place, as one that was dumped and loaded.
+func (g *stage) mysqlRestored() {
+	older := g.mysqlCopy()
+	g.served(3 * meanwhile)
+	g.drained(g.t)
+	g.mysql.Kill()
+	data := filepath.Join(g.mysql.Dir, "data")
+	if err := errors.Join(os.RemoveAll(data), os.Rename(filepath.Join(older, "data"), data)); err != nil {
+		g.t.Fatal(err)
+	}
+	g.mysql.Start()
+}
+
+// mysqlPromoted sends everybody to another server that has all but the last transactions.
+func (g *stage) mysqlPromoted() {
+	replica := ledgertest.StartMySQLOn(g.t, g.mysqlCopy(), mysqlArgs...)
+	g.served(meanwhile)
+	g.drained(g.t)
+	g.mysql.Kill()
+	g.mysql = replica
+	g.office.mysql.target(replica.Addr)
+	for _, n := range g.nodes {
+		g.lines[n].mysql.target(replica.Addr)
+	}
+}
+
+func (g *stage) redisClient() *redis.Client {
+	g.t.Helper()
+	options, err := redis.ParseURL(g.redis.RedisURL())
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return redis.NewClient(options)
+}
+
+func (g *stage) redisFlushed() {
+	c := g.redisClient()
+	defer func() { _ = c.Close() }()
+	if err := c.FlushAll(g.t.Context()).Err(); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// redisSaved writes a snapshot and puts it aside.
+func (g *stage) redisSaved() {
+	c := g.redisClient()
+	defer func() { _ = c.Close() }()
+	if err := c.Save(g.t.Context()).Err(); err != nil {
+		g.t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(g.redis.Dir, redisDump), filepath.Join(g.redis.Dir, "older.rdb")); err != nil {
+		g.t.Fatal(err)
+	}
+	g.saved = time.Now()
+}
+
+// redisRestored starts Redis on a snapshot that is half a minute old.
+func (g *stage) redisRestored() {
+	const age = 30 * time.Second
+	if g.saved.IsZero() {
+		g.redisSaved()
+	}
+	g.wait("the snapshot is old enough", func() error {
+		if old := time.Since(g.saved); old < age {
+			return fmt.Errorf("it is %s old", old)
+		}
+		return nil
+	})
+	g.redis.Kill()
+	dump := filepath.Join(g.redis.Dir, redisDump)
+	if err := os.Rename(filepath.Join(g.redis.Dir, "older.rdb"), dump); err != nil {
+		g.t.Fatal(err)
+	}
+	g.saved = time.Time{}
+	g.redis.Start()
+	if err := os.Remove(dump); err != nil { // the next start is an empty one again
+		g.t.Fatal(err)
+	}
+}
+
+// insertsRefused makes ClickHouse answer inserts with "too many parts".
+func (g *stage) insertsRefused() {
+	set := func(what string) {
+		for _, table := range []string{"ledger_usage", "ledger_events"} {
+			if err := g.click.ClickHouseExec(g.t.Context(), "ALTER TABLE chaos."+table+" "+what); err != nil {
+				g.t.Fatal(err)
+			}
+		}
+	}
+	set("MODIFY SETTING parts_to_delay_insert = 1, parts_to_throw_insert = 1")
+	before := g.retries()
+	g.served(meanwhile)
+	g.wait("inserts are refused", func() error {
+		if g.retries() == before {
+			return errors.New("none is")
+		}
+		return nil
+	})
+	set("RESET SETTING parts_to_delay_insert, parts_to_throw_insert")
+}
+
+// retries is how many flushes of the consumers failed and were repeated.
+func (g *stage) retries() (n float64) {
+	for _, w := range g.workers {
+		n += w.metric("ledgerline_consumer_retries_total")
+	}
+	return n
+}
+
+// cutOff leads a line nowhere for a while.
+func (g *stage) cutOff(p *proxy) {
+	p.mu.Lock()
+	to := p.to
+	p.mu.Unlock()
+	p.target("")
+	g.served(meanwhile)
+	p.target(to)
+}
+
+func (g *stage) relayWithoutRedis() { g.cutOff(g.lines[g.pick(g.relays)].redis) }
+func (g *stage) nodeWithoutMySQL()  { g.cutOff(g.lines[g.pick(g.nodes)].mysql) }
+
+// cutEverywhere closes all connections between nodes and engines, again and again.
+func (g *stage) cutEverywhere() {
+	for range 5 {
+		for _, p := range g.brokerLines {
+			p.cut()
+		}
+		for _, n := range g.nodes {
+			for _, p := range g.lines[n].all() {
+				p.cut()
+			}
+		}
+		g.served(3)
+	}
+}
+
+func execOn(ctx context.Context, dsn, statement string) error {
+	db, err := sql.Open("mysql", dsn)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }()
+	_, err = db.ExecContext(ctx, statement)
+	return err
+}

@@ -1,0 +1,137 @@
+package e2e
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	chaosSeed  = flag.Uint64("chaos.seed", 0, "seed of TestChaos; 0: a new one, which is printed")
+	chaosFor   = flag.Duration("chaos.for", 0, "how long TestChaos goes on beginning rounds of all faults; 0: one round of the excerpt")
+	chaosOnly  = flag.String("chaos.only", "", "only the faults of TestChaos whose names contain this")
+	chaosTable = flag.Bool("chaos.table", false, "write the table of what TestChaos tried into README.md")
+)
+
+// Everything is killed, stopped, frozen, cut off, delayed, filled, emptied and set back, in the order of a seed, under
+// traffic: streams and plain requests, three relays behind nginx, two consumers of each kind. Requests go on being served
+// while Kafka, MySQL or ClickHouse are away (P3). After every round each bill equals what the upstream served, or lies between
+// what the client got and what the upstream produced where a request was cut, nothing is lost, doubled or overspent, and all
+// stores agree (P1, P2, P4).
+func TestChaos(t *testing.T) {
+	t.Parallel()
+	seed := *chaosSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("go test ./compose/e2e -run TestChaos -chaos.seed=%d -chaos.for=%s", seed, *chaosFor)
+	g := newStage(t, seed)
+	began := time.Now()
+	for round := uint64(1); round == 1 || time.Since(began) < *chaosFor; round++ {
+		g.begin(seed + round)
+		g.served(goesOn)
+		g.redisSaved()
+		for _, f := range g.round() {
+			g.inject(f)
+		}
+		g.settle()
+		if t.Failed() {
+			break
+		}
+		t.Logf("round %d: all books agree", round)
+	}
+	g.table.end(g)
+}
+
+// round is the faults of one round, in an order of the seed's.
+func (g *stage) round() []fault {
+	all := slices.DeleteFunc(faults(), func(f fault) bool {
+		return *chaosFor == 0 && *chaosOnly == "" && !f.excerpt || !strings.Contains(f.name, *chaosOnly)
+	})
+	g.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all
+}
+
+// inject plays a fault and waits until the traffic goes on.
+func (g *stage) inject(f fault) {
+	g.t.Helper()
+	g.table.begin(f.name)
+	began, before := time.Now(), len(g.load.answered())
+	f.play(g)
+	repaired, done := time.Now(), len(g.load.answered())-before
+	g.served(goesOn)
+	g.table.played(f.name, done, time.Since(repaired))
+	g.t.Logf("%s: %s, %d requests meanwhile, went on %s later", f.name, repaired.Sub(began).Round(time.Millisecond), done, time.Since(repaired).Round(time.Millisecond))
+}
+
+// faultTable gathers what was tried and what came of it.
+type faultTable struct {
+	t       testing.TB
+	seed    uint64
+	began   time.Time
+	current string
+	rows    map[string]*faultRow
+}
+
+type faultRow struct {
+	times, done int
+	longest     time.Duration
+	note        string
+}
+
+func newFaultTable(t testing.TB, seed uint64) *faultTable {
+	return &faultTable{t: t, seed: seed, began: time.Now(), rows: map[string]*faultRow{}}
+}
+
+func (f *faultTable) begin(name string) {
+	if f.rows[name] == nil {
+		f.rows[name] = &faultRow{}
+	}
+	f.current = name
+}
+
+// note adds a remark to the fault that is being played.
+func (f *faultTable) note(text string) { f.rows[f.current].note = text }
+
+func (f *faultTable) played(name string, done int, wentOn time.Duration) {
+	r := f.rows[name]
+	r.times++
+	r.done += done
+	r.longest = max(r.longest, wentOn)
+}
+
+// The table lies between these lines of README.md.
+const tableBegins, tableEnds = "<!-- the table of faults: written by make chaos -->\n", "<!-- end of the table -->\n"
+
+// end prints the table, and writes it down if that was asked for and nothing failed.
+func (f *faultTable) end(g *stage) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s, seed %d, %d requests.\n\n", time.Now().UTC().Format(time.DateOnly), f.seed, len(g.load.all))
+	b.WriteString("| fault | times | requests answered meanwhile | went on after, at most | |\n| --- | --- | --- | --- | --- |\n")
+	for _, fault := range faults() {
+		if r := f.rows[fault.name]; r != nil && r.times > 0 {
+			fmt.Fprintf(&b, "| %s | %d | %d | %.1f s | %s |\n", fault.name, r.times, r.done, r.longest.Seconds(), r.note)
+		}
+	}
+	f.t.Log("\n" + b.String())
+	if !*chaosTable || f.t.Failed() {
+		return
+	}
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	before, rest, found := strings.Cut(string(text), tableBegins)
+	_, after, ends := strings.Cut(rest, tableEnds)
+	if !found || !ends {
+		f.t.Fatal("README.md has no place for the table")
+	}
+	if err := os.WriteFile("README.md", []byte(before+tableBegins+"\n"+b.String()+"\n"+tableEnds+after), 0o644); err != nil {
+		f.t.Fatal(err)
+	}
+}
