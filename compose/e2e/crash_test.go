@@ -93,7 +93,7 @@ func TestServesFromTheFirstRequest(t *testing.T) {
 	c := newClients(t)
 	last := s.nodes[2]
 	last.port = ledgertest.Port(t)
-	for round := range 5 {
+	for round := range 3 {
 		last.terminate()
 		asked := make(chan seen)
 		go func() {
