@@ -14,7 +14,7 @@ import (
 type shapes map[string]map[string]bool
 
 // shapedTables are the tables whose columns differ between versions of New API.
-var shapedTables = []string{"users", "tokens", "channels", "redemptions"}
+var shapedTables = []string{"users", "tokens", "channels", "redemptions", "top_ups"}
 
 // runner is how a query is run: by a transaction, on its own connection, or outside of any.
 type runner func(ctx context.Context, query string, args []any, fn func(scan func(...any) error) error) error

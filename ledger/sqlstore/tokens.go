@@ -13,53 +13,57 @@ const KeyLength = 48
 // CreateToken inserts an API key with the given limit (quota units; it counts only if the key is not unlimited). A missing
 // Key is made. It returns the row as stored and the outbox key of its limit event, "" if there is none. ErrExists: the key is taken.
 func (s *Store) CreateToken(ctx context.Context, t TokenRow, limit int64) (row TokenRow, event string, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		row, event, err = tx.createToken(ctx, t, limit)
+		return err
+	})
+	if err != nil {
+		return t, "", fmt.Errorf("create token: %w", err)
+	}
+	return row, event, nil
+}
+
+func (tx *Tx) createToken(ctx context.Context, t TokenRow, limit int64) (row TokenRow, event string, err error) {
 	if t.Key == "" {
 		if t.Key, err = randomText(KeyLength); err != nil {
 			return t, "", err
 		}
 	}
-	err = s.Tx(ctx, func(tx *Tx) error {
-		event = ""
-		now := tx.s.now().Unix()
-		t.ID, err = tx.insert(ctx, "tokens", []assignment{
-			{"user_id", t.UserID},
-			{"key", t.Key},
-			{"status", TokenEnabled},
-			{"name", t.Name},
-			{"created_time", now},
-			{"accessed_time", now},
-			{"expired_time", t.ExpiredTime},
-			{"remain_quota", 0},
-			{"unlimited_quota", t.Unlimited},
-			{"model_limits_enabled", t.ModelLimitsEnabled},
-			{"model_limits", t.ModelLimits},
-			{"allow_ips", t.AllowIPs},
-			{"used_quota", 0},
-			{"group", t.Group},
-			{"cross_group_retry", t.CrossGroupRetry},
-			{"auto_groups", nullable(t.AutoGroups)},
-		})
-		if isDuplicate(err) {
-			return ErrExists
-		}
-		if err != nil {
-			return err
-		}
-		t.Status, t.CreatedTime, t.AccessedTime = TokenEnabled, now, now
-		if err := tx.EnsureAccount(ctx, ledger.Account{Kind: ledger.TokenAccount, ID: t.ID}, t.UserID); err != nil {
-			return err
-		}
-		if limit != 0 {
-			if event, err = tx.limitToken(ctx, t.UserID, t.ID, limit); err != nil {
-				return err
-			}
-		}
-		tx.Changed(ChangeToken, t.ID)
-		return nil
+	now := tx.s.now().Unix()
+	t.ID, err = tx.insert(ctx, "tokens", []assignment{
+		{"user_id", t.UserID},
+		{"key", t.Key},
+		{"status", TokenEnabled},
+		{"name", t.Name},
+		{"created_time", now},
+		{"accessed_time", now},
+		{"expired_time", t.ExpiredTime},
+		{"remain_quota", 0},
+		{"unlimited_quota", t.Unlimited},
+		{"model_limits_enabled", t.ModelLimitsEnabled},
+		{"model_limits", t.ModelLimits},
+		{"allow_ips", t.AllowIPs},
+		{"used_quota", 0},
+		{"group", t.Group},
+		{"cross_group_retry", t.CrossGroupRetry},
+		{"auto_groups", nullable(t.AutoGroups)},
 	})
-	if err != nil {
-		return t, "", fmt.Errorf("create token: %w", err)
+	if isDuplicate(err) {
+		return t, "", ErrExists
 	}
+	if err != nil {
+		return t, "", err
+	}
+	t.Status, t.CreatedTime, t.AccessedTime = TokenEnabled, now, now
+	if err := tx.EnsureAccount(ctx, ledger.Account{Kind: ledger.TokenAccount, ID: t.ID}, t.UserID); err != nil {
+		return t, "", err
+	}
+	if limit != 0 {
+		if event, err = tx.limitToken(ctx, t.UserID, t.ID, limit); err != nil {
+			return t, "", err
+		}
+	}
+	tx.Changed(ChangeToken, t.ID)
 	return t, event, nil
 }
 

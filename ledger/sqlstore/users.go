@@ -23,6 +23,7 @@ type NewUser struct {
 	Remark      string
 	Quota       int64  // quota units to start with, 0 to MaxGrant
 	Note        string // why, for the event of the quota
+	FirstKey    string // name of an API key to start with, unlimited and without an end; "": none
 }
 
 // MaxGrant bounds what one change may add to a balance or take from it, in quota units (L7): two billion US dollars, so that
@@ -76,8 +77,16 @@ func (tx *Tx) createUser(ctx context.Context, u NewUser) (id int64, key string, 
 		}
 	}
 	tx.Changed(ChangeUser, id)
+	if u.FirstKey != "" {
+		if _, _, err := tx.createToken(ctx, TokenRow{UserID: id, Name: u.FirstKey, ExpiredTime: -1, Unlimited: true}, 0); err != nil {
+			return 0, "", fmt.Errorf("make the first key: %w", err)
+		}
+	}
 	return id, key, tx.audit(ctx, fmt.Sprintf("created user %s (ID: %d, role: %d)", u.Username, id, u.Role))
 }
+
+// The lengths of invitation codes: New API's, and one that is never taken.
+const shortAffCode, longAffCode = 4, 16
 
 // insertUser inserts the row. Invitation codes are short, so with many users one may be taken: then a longer one is made.
 func (tx *Tx) insertUser(ctx context.Context, u NewUser) (int64, error) {
@@ -89,7 +98,7 @@ func (tx *Tx) insertUser(ctx context.Context, u NewUser) (int64, error) {
 	if !errors.Is(err, ErrNotFound) {
 		return 0, err
 	}
-	for length := 4; ; length += 4 {
+	for length := shortAffCode; ; length += shortAffCode {
 		aff, err := randomText(length)
 		if err != nil {
 			return 0, err
@@ -112,7 +121,7 @@ func (tx *Tx) insertUser(ctx context.Context, u NewUser) (int64, error) {
 			{"created_at", tx.s.now().Unix()},
 			{"auth_version", firstAuthVersion},
 		})
-		if isDuplicate(err) && length < 16 {
+		if isDuplicate(err) && length < longAffCode {
 			continue
 		}
 		if isDuplicate(err) {

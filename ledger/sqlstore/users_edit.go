@@ -110,6 +110,33 @@ func (tx *Tx) setPassword(ctx context.Context, user int64, hash string) error {
 	return nil
 }
 
+// GiveAffCode gives a user an invitation code, if there is none yet, and returns it. ErrNotFound.
+func (s *Store) GiveAffCode(ctx context.Context, user int64) (code string, err error) {
+	for length := shortAffCode; ; length += shortAffCode {
+		err = s.Tx(ctx, func(tx *Tx) error {
+			v, err := pick(ctx, tx, userRows, " WHERE id = ? AND deleted_at IS NULL"+tx.ForUpdate(), user)
+			if err != nil {
+				return err
+			}
+			if code = v.AffCode; code != "" {
+				return nil
+			}
+			if code, err = randomText(length); err != nil {
+				return err
+			}
+			tx.Changed(ChangeUser, user)
+			return tx.update(ctx, "users", user, []assignment{{"aff_code", code}})
+		})
+		if !isDuplicate(err) || length >= longAffCode {
+			break
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("give user %d an invitation code: %w", user, err)
+	}
+	return code, nil
+}
+
 // ErrTooLittle means that there is less than was asked for.
 var ErrTooLittle = errors.New("there is less than that")
 
