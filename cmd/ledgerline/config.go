@@ -87,6 +87,7 @@ type config struct {
 
 	TrustedProxies string `env:"TRUSTED_PROXIES" envDefault:"none"`
 	CookieSecure   bool   `env:"SESSION_COOKIE_SECURE"`
+	DefaultToken   bool   `env:"GENERATE_DEFAULT_TOKEN"`
 	RootToken      string `env:"INITIAL_ROOT_TOKEN"`
 	RootAccess     string `env:"INITIAL_ROOT_ACCESS_TOKEN"`
 	TZ             string `env:"TZ"`

@@ -9,7 +9,6 @@ var notHonoured = map[string]string{ //nolint:gosec // names of variables and ad
 	"CHANNEL_TEST_FREQUENCY":                     "channels are not tested on a schedule",
 	"CHANNEL_TEST_ENABLED":                       "channels are not tested on a schedule",
 	"POLLING_INTERVAL":                           "channels are not tested on a schedule",
-	"GENERATE_DEFAULT_TOKEN":                     "new users start without a key",
 	"ERROR_LOG_ENABLED":                          "failed requests cost nothing and are in the node's log and metrics",
 	"GET_MEDIA_TOKEN":                            "media are priced from the upstream's usage",
 	"GET_MEDIA_TOKEN_NOT_STREAM":                 "media are priced from the upstream's usage",

@@ -51,6 +51,8 @@ type Config struct {
 	Version     string
 	Master      bool   // for the audit trail of the status only: every node serves every endpoint
 	FrontendURL string // FRONTEND_BASE_URL: pages of that origin may write with cookies, too; "" = none
+	// DefaultToken is GENERATE_DEFAULT_TOKEN: who registers starts with an API key.
+	DefaultToken bool
 	// SecureCookies is SESSION_COOKIE_SECURE: cookies only travel over TLS.
 	SecureCookies bool
 	// StatusExtra adds members to the data of /api/status, such as the state of the journal. nil: none.

@@ -296,6 +296,9 @@ func register(x *call) error {
 		return err
 	}
 	user.Note = "new user registration bonus"
+	if c.cfg.DefaultToken {
+		user.FirstKey = "Initial token"
+	}
 	if in.AffCode != "" {
 		inviter, err := c.cfg.Store.UserByAffCode(x.ctx(), in.AffCode)
 		switch {
@@ -308,6 +311,7 @@ func register(x *call) error {
 		}
 	}
 	c.throttle.registered(x.address())
+	x.SetRequest(x.Request().WithContext(sqlstore.WithActor(x.ctx(), sqlstore.Actor{Request: x.id})))
 	return x.create(user)
 }
 

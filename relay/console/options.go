@@ -32,6 +32,7 @@ var optionDefaults = map[string]string{
 	"console_setting.api_info_enabled": "true", "console_setting.faq": "", "console_setting.faq_enabled": "true",
 	"general_setting.custom_currency_exchange_rate": "1", "general_setting.custom_currency_symbol": "¤", "general_setting.docs_link": "",
 	"general_setting.quota_display_type": "USD", "legal.privacy_policy": "", "legal.user_agreement": "",
+	"payment_setting.amount_discount": "{}", "payment_setting.amount_options": "[10,20,50,100,200,500]",
 	"quota_setting.enable_free_model_pre_consume": "true", "theme.frontend": "default", "token_setting.max_user_tokens": "1000",
 }
 

@@ -43,7 +43,9 @@ func redeem(x *call) error {
 	}
 	quota, key, err := x.console.cfg.Store.Redeem(x.ctx(), x.me.ID, strings.TrimSpace(in.Key))
 	switch {
-	case errors.Is(err, sqlstore.ErrNotFound), errors.Is(err, sqlstore.ErrCodeUsed), errors.Is(err, sqlstore.ErrCodeExpired):
+	case errors.Is(err, sqlstore.ErrCodeUsed), errors.Is(err, sqlstore.ErrCodeExpired):
+		return failed // nobody guesses a code that there is; of many who redeem one at once all but one come here
+	case errors.Is(err, sqlstore.ErrNotFound):
 		x.console.throttle.failed(name, x.address())
 		return failed
 	case err != nil:

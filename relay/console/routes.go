@@ -66,11 +66,13 @@ func ownRoutes() []route {
 		{get, "/api/user/self/groups", user, userGroups, false},
 		{get, "/api/user/models", user, userModels, false},
 		{get, "/api/user/token", user, newAccessToken, true},
-		{get, "/api/user/aff", user, invitation, false},
+		{get, "/api/user/aff", user, invitation, true},
 		{put, "/api/user/setting", user, updateSetting, false},
 		{get, "/api/user/sessions", user, sessions, false},
 		{del, "/api/user/sessions/:sid", user, endSession, false},
 		{post, "/api/user/topup", user, redeem, false},
+		{get, "/api/user/topup/info", user, topUpInformation, false},
+		{get, "/api/user/topup/self", user, listOwnTopUps, false},
 		{post, "/api/user/aff_transfer", user, transferReward, false},
 
 		{get, "/api/token/", user, listTokens, false},
@@ -95,6 +97,8 @@ func userRoutes() []route {
 		{post, "/api/user/", admin, createUser, false},
 		{put, "/api/user/", admin, updateUser, false},
 		{post, "/api/user/manage", admin, manageUser, false},
+		{get, "/api/user/topup", admin, listTopUps, false},
+		{post, "/api/user/topup/complete", admin, completeTopUp, false},
 		{get, "/api/user/:id", admin, getUser, false},
 		{del, "/api/user/:id", admin, deleteUser, false},
 

@@ -244,8 +244,18 @@ func newAccessToken(x *call) error {
 	return x.data(token)
 }
 
-// invitation answers GET /api/user/aff.
-func invitation(x *call) error { return x.data(x.me.AffCode) }
+// invitation answers GET /api/user/aff. A user who has no code yet, as New API's first one, gets one.
+func invitation(x *call) error {
+	if x.me.AffCode != "" {
+		return x.data(x.me.AffCode)
+	}
+	code, err := x.console.cfg.Store.GiveAffCode(x.ctx(), x.me.ID)
+	if err != nil {
+		return err
+	}
+	x.effective()
+	return x.data(code)
+}
 
 // transferReward answers POST /api/user/aff_transfer.
 func transferReward(x *call) error {
