@@ -29,6 +29,10 @@ func (s *Store) AllocateEpoch(ctx context.Context, partition int, atLeast uint64
 	return epoch, offset, nil
 }
 
+// keepEpochs bounds the epochs that are remembered of a partition (L7): a cluster in trouble every day has years of them. Verify tells late
+// charges only as far back as they reach.
+const keepEpochs = 1000
+
 // StoreEpoch records that an epoch is being opened. It is repeatable: a second call for the same epoch, after a crash
 // before the hot counters heard of it, may name a later end; an earlier end comes from a zombie and changes nothing.
 func (s *Store) StoreEpoch(ctx context.Context, e ledger.EpochRecord) error {
@@ -51,13 +55,28 @@ func (s *Store) StoreEpoch(ctx context.Context, e ledger.EpochRecord) error {
 		if err == nil && end > e.End || err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
-		_, err = tx.Exec(ctx, q, e.Partition, e.Epoch, e.End, string(text), e.OpenedAt.UnixMilli())
-		return err
+		if _, err = tx.Exec(ctx, q, e.Partition, e.Epoch, e.End, string(text), e.OpenedAt.UnixMilli()); err != nil {
+			return err
+		}
+		return tx.forgetEpochs(ctx, e.Partition)
 	})
 	if err != nil {
 		return fmt.Errorf("store epoch: %w", err)
 	}
 	return nil
+}
+
+// forgetEpochs removes the oldest epochs of a partition beyond keepEpochs.
+func (tx *Tx) forgetEpochs(ctx context.Context, partition int) error {
+	var newest uint64 // of those that go
+	err := tx.QueryRow(ctx, "SELECT epoch FROM ledger_epochs WHERE part = ? ORDER BY epoch DESC LIMIT 1 OFFSET ?", []any{partition, keepEpochs}, &newest)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err == nil {
+		_, err = tx.Exec(ctx, "DELETE FROM ledger_epochs WHERE part = ? AND epoch <= ?", partition, newest)
+	}
+	return err
 }
 
 // Epochs returns the epochs that were opened in a partition, or in all if partition < 0, by partition and number.

@@ -108,6 +108,65 @@ func TestProducersLifeCycle(t *testing.T) {
 	})
 }
 
+// What was given up is known for as long as it matters to epochs, and its marks stay until its disk cannot be expected any more.
+func TestGoneProducersAreForgotten(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		now := clock(s)
+		must(t, s.RegisterProducer(ctx, Producer{ID: id(1), Node: "disk"}))
+		must(t, s.RegisterProducer(ctx, Producer{ID: id(2), Node: "none", Diskless: true}))
+		must(t, s.RegisterProducer(ctx, Producer{ID: id(3), Node: "lives"}))
+		l := newLog(0)
+		for n := uint64(1); n <= 3; n++ {
+			l.add(id(n), usage(userIn(0, 0), 0, 0, 1))
+		}
+		l.flush(t, s)
+		for n := uint64(1); n <= 2; n++ {
+			if ok, err := s.GiveUp(ctx, id(n), 0); !ok || err != nil {
+				t.Fatal(ok, err)
+			}
+		}
+		for _, step := range []struct {
+			after         time.Duration
+			listed, marks int
+		}{{goneKnown - time.Hour, 3, 3}, {2 * time.Hour, 1, 2}, {goneKept - goneKnown - 2*time.Hour, 1, 2}, {2 * time.Hour, 1, 1}} {
+			*now = now.Add(step.after)
+			_ = value[int](t)(s.PruneProducers(ctx, now.Add(-7*24*time.Hour)))
+			if n := len(value[[]Producer](t)(s.Producers(ctx))); n != step.listed {
+				t.Errorf("%s: %d are listed, want %d", step.after, n, step.listed)
+			}
+			if n := number(t, s, "SELECT COUNT(*) FROM ledger_watermarks"); n != int64(step.marks) {
+				t.Errorf("%s: %d marks, want %d", step.after, n, step.marks)
+			}
+		}
+	})
+}
+
+// The epochs that are remembered are bounded: the newest stay.
+func TestOldEpochsAreForgotten(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		must(t, s.Tx(t.Context(), func(tx *Tx) error {
+			for n := 1; n <= keepEpochs; n++ {
+				_, err := tx.Exec(t.Context(), "INSERT INTO ledger_epochs (part, epoch, end_offset, reporters, opened_at) VALUES (1, ?, ?, '[]', 0), (2, ?, 0, '[]', 0)", n, n, n)
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+		for n := keepEpochs + 1; n <= keepEpochs+3; n++ {
+			must(t, s.StoreEpoch(t.Context(), ledger.EpochRecord{Partition: 1, Epoch: uint64(n), End: int64(n)}))
+		}
+		list := value[[]ledger.EpochRecord](t)(s.Epochs(t.Context(), 1))
+		if len(list) != keepEpochs || list[0].Epoch != 4 || list[len(list)-1].Epoch != keepEpochs+3 {
+			t.Errorf("%d epochs, from %d to %d", len(list), list[0].Epoch, list[len(list)-1].Epoch)
+		}
+		if n := len(value[[]ledger.EpochRecord](t)(s.Epochs(t.Context(), 2))); n != keepEpochs {
+			t.Errorf("%d epochs of another partition", n)
+		}
+	})
+}
+
 func TestOutboxLeasesAndMovesAgain(t *testing.T) {
 	each(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
@@ -226,7 +285,22 @@ func TestAdoptLog(t *testing.T) {
 		l := newLog(0)
 		l.add(id(1), usage(userIn(0, 0), 0, 0, 1))
 		l.flush(t, s)
+		old := value[SnapshotInfo](t)(s.TakeSnapshot(t.Context(), 0))
+		other := value[SnapshotInfo](t)(s.TakeSnapshot(t.Context(), 1))
+		for p := range 2 {
+			must(t, s.StoreEpoch(t.Context(), ledger.EpochRecord{Partition: p, Epoch: 5, End: 1}))
+		}
 		must(t, s.AdoptLog(t.Context(), 0, 40))
+		snapshots := value[[]SnapshotInfo](t)(s.Snapshots(t.Context()))
+		if len(snapshots) != 2 || snapshots[0].ID == old.ID || snapshots[0].Offset != 40 || snapshots[0].Accounts != old.Accounts || snapshots[1].ID != other.ID {
+			t.Errorf("snapshots %+v", snapshots)
+		}
+		if n := number(t, s, "SELECT COUNT(*) FROM ledger_snapshot_chunks WHERE snapshot = ?", old.ID); n != 0 {
+			t.Errorf("%d chunks of a snapshot that is gone", n)
+		}
+		if left := value[[]ledger.EpochRecord](t)(s.Epochs(t.Context(), -1)); len(left) != 1 || left[0].Partition != 1 {
+			t.Errorf("epochs %+v", left)
+		}
 		diff(t, "position", value[PartitionState](t)(s.Partition(t.Context(), 0)), PartitionState{Offset: 40, LastFrom: 40, LastTo: 40, LastOffset: -1})
 	})
 }

@@ -91,7 +91,9 @@ func (tx *Tx) lockPartition(ctx context.Context, partition int) (offset int64, e
 }
 
 // AdoptLog sets a partition's position by hand: the operator's answer to a log that was recreated or truncated. The
-// next flush begins at offset. The hot counters see a range that they cannot reach and begin a new epoch.
+// next flush begins at offset. The hot counters see a range that they cannot reach and begin a new epoch. A snapshot is taken in the
+// same transaction, for a fold of the log that there is now to begin at; snapshots and epochs that speak of offsets of the
+// log before go.
 func (s *Store) AdoptLog(ctx context.Context, partition int, offset int64) error {
 	err := s.Tx(ctx, func(tx *Tx) error {
 		if _, _, err := tx.lockPartition(ctx, partition); err != nil {
@@ -99,6 +101,18 @@ func (s *Store) AdoptLog(ctx context.Context, partition int, offset int64) error
 		}
 		_, err := tx.Exec(ctx, "UPDATE ledger_partitions SET next_offset = ?, last_from = ?, last_to = ?, skipped = '[]', last_offset = -1, last_event = ?, updated_at = ? WHERE part = ?",
 			offset, offset, offset, make([]byte, len(ledger.ID{})), s.now().UnixMilli(), partition)
+		if err != nil {
+			return err
+		}
+		for _, q := range []string{
+			"DELETE FROM ledger_snapshot_chunks WHERE snapshot IN (SELECT id FROM ledger_snapshots WHERE part = ?)",
+			"DELETE FROM ledger_snapshots WHERE part = ?", "DELETE FROM ledger_epochs WHERE part = ?",
+		} {
+			if _, err := tx.Exec(ctx, q, partition); err != nil {
+				return err
+			}
+		}
+		_, err = tx.takeSnapshot(ctx, partition)
 		return err
 	})
 	if err != nil {

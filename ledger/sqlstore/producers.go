@@ -80,20 +80,36 @@ func (s *Store) Heartbeat(ctx context.Context, ids ...ledger.ID) (lost []ledger.
 	return lost, nil
 }
 
-// Producers returns all incarnations that are not pruned, oldest first.
+// How long an incarnation that was given up counts (L7).
+const (
+	// goneKnown is how long an epoch that names it is replaced, and new ones are closed to it: longer than any outage of the consumers. A
+	// process that reaches the hot counters and not the database for longer joins the next epoch like a new one, and is told
+	// when it reaches the database.
+	goneKnown = 30 * 24 * time.Hour
+	// goneKept is how long its row and watermarks wait for its disk to come back. One that comes later is charged all the same, but what the log
+	// has of it and its slots do not remember would count twice.
+	goneKept = 365 * 24 * time.Hour
+)
+
+// Producers returns the incarnations that the cluster has to know of, oldest first: all that are not pruned but those
+// given up for longer than goneKnown.
 func (s *Store) Producers(ctx context.Context) ([]Producer, error) {
 	var list []Producer
-	err := s.View(ctx, func(tx *Tx) error { var err error; list, err = tx.producers(ctx); return err })
+	err := s.View(ctx, func(tx *Tx) error {
+		var err error
+		list, err = tx.producers(ctx, " WHERE state <> ? OR updated_at >= ?", ProducerGone, s.now().Add(-goneKnown).UnixMilli())
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("read producers: %w", err)
 	}
 	return list, nil
 }
 
-func (tx *Tx) producers(ctx context.Context) ([]Producer, error) {
+func (tx *Tx) producers(ctx context.Context, where string, args ...any) ([]Producer, error) {
 	var list []Producer
-	q := "SELECT id, node, addr, version, diskless, state, beat, started_at, updated_at FROM ledger_producers ORDER BY started_at, id"
-	err := tx.each(ctx, q, nil, func(scan func(...any) error) error {
+	q := "SELECT id, node, addr, version, diskless, state, beat, started_at, updated_at FROM ledger_producers" + where + " ORDER BY started_at, id"
+	err := tx.each(ctx, q, args, func(scan func(...any) error) error {
 		var p Producer
 		var id idColumn
 		var started, updated int64
@@ -142,14 +158,18 @@ func (s *Store) setProducer(ctx context.Context, to ProducerState, where string,
 }
 
 // PruneProducers removes producers that were closed before a time, with their watermarks (DESIGN 4: 7 days), and returns
-// how many. Their journal segments must be gone by then: a record shipped again would count again.
+// how many. Their journal segments must be gone by then: a record shipped again would count again. Of those given up it removes the ones
+// without a disk after goneKnown, and the others after goneKept.
 func (s *Store) PruneProducers(ctx context.Context, before time.Time) (int, error) {
 	n := 0
 	err := s.Tx(ctx, func(tx *Tx) error {
 		n = 0
 		var ids []ledger.ID
-		q := "SELECT id FROM ledger_producers WHERE state = ? AND updated_at < ? ORDER BY id LIMIT " + fmt.Sprint(rowsPerStatement) + tx.ForUpdate()
-		err := tx.each(ctx, q, []any{ProducerClosed, before.UnixMilli()}, func(scan func(...any) error) error {
+		q := "SELECT id FROM ledger_producers WHERE state = ? AND updated_at < ? OR state = ? AND updated_at < ? AND (diskless <> 0 OR updated_at < ?)" +
+			" ORDER BY id LIMIT " + fmt.Sprint(rowsPerStatement) + tx.ForUpdate()
+		now := s.now()
+		args := []any{ProducerClosed, before.UnixMilli(), ProducerGone, now.Add(-goneKnown).UnixMilli(), now.Add(-goneKept).UnixMilli()}
+		err := tx.each(ctx, q, args, func(scan func(...any) error) error {
 			var id idColumn
 			err := scan(&id)
 			ids = append(ids, id.ID)

@@ -43,7 +43,7 @@ func (s *Store) Verify(ctx context.Context, fn func(*VerifySnapshot) error) erro
 		if v.Epochs, err = tx.epochs(ctx, -1); err != nil {
 			return fmt.Errorf("read epochs: %w", err)
 		}
-		if v.Producers, err = tx.producers(ctx); err != nil {
+		if v.Producers, err = tx.producers(ctx, ""); err != nil {
 			return fmt.Errorf("read producers: %w", err)
 		}
 		if v.Dead, v.DeadLetters, err = tx.deadIndex(ctx); err != nil {
