@@ -9,30 +9,48 @@ import (
 	"ledgerline/ledger"
 )
 
-// State implements [Membership].
+// State implements [Membership]. Nodes ask for all partitions several times a second, so a server is asked once for all of its own;
+// a cluster is asked for each, in one pipeline: its partitions lie in different slots.
 func (r *Redis) State(ctx context.Context, partitions ...int) ([]ledger.Counters, error) {
-	requests := make([]*request, len(partitions))
-	for i, partition := range partitions {
+	var requests []*request
+	for _, partition := range partitions {
 		if err := checkPartition(partition); err != nil {
 			return nil, fmt.Errorf("read the state of counters: %w", err)
 		}
-		requests[i] = &request{partitions: []int{partition}}
+		if len(requests) == 0 || r.cluster {
+			requests = append(requests, &request{})
+		}
+		q := requests[len(requests)-1]
+		q.partitions = append(q.partitions, partition)
 	}
 	if len(requests) == 0 {
 		return nil, nil
 	}
 	r.exec(ctx, ControlTimeout, stateScript, requests)
-	states := make([]ledger.Counters, len(partitions))
-	for i, partition := range partitions {
-		err := requests[i].err
-		if err == nil {
-			states[i], err = decodeState(partition, requests[i].reply)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read the state of counters of partition %d: %w", partition, err)
+	states := make([]ledger.Counters, 0, len(partitions))
+	for _, q := range requests {
+		for i, partition := range q.partitions {
+			state, err := q.state(i, partition)
+			if err != nil {
+				return nil, fmt.Errorf("read the state of counters of partition %d: %w", partition, err)
+			}
+			states = append(states, state)
 		}
 	}
 	return states, nil
+}
+
+// state decodes the reply to the i-th key of a request of stateScript.
+func (q *request) state(i, partition int) (ledger.Counters, error) {
+	if q.err != nil {
+		return ledger.Counters{}, q.err
+	}
+	if i < len(q.reply) {
+		if reply, ok := q.reply[i].([]any); ok {
+			return decodeState(partition, reply)
+		}
+	}
+	return ledger.Counters{}, errNoReply
 }
 
 func decodeState(partition int, reply []any) (ledger.Counters, error) {
