@@ -21,7 +21,7 @@ MYSQL_PACKAGES ?= ./ledger/sqlstore/... ./ledger/usagelog/...
 
 GO_TEST = go test -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS)
 
-.PHONY: build test chaos race lint fmt vuln bench bench-compare bench-limits demo up down status engines test-mysql clean
+.PHONY: build test chaos race lint fmt vuln bench bench-compare bench-limits bench-consumers demo up down status engines test-mysql clean
 
 build: ## the program: bin/ledgerline
 	go build -trimpath -o bin/ledgerline ./cmd/ledgerline
@@ -47,6 +47,9 @@ bench-compare: build bin/local ## BASE=<rev>: both revisions in turn in one run,
 	rm -rf bin/base-tree && git worktree prune && git worktree add --detach bin/base-tree $(BASE)
 	cd bin/base-tree && go build -trimpath -o ../base ./cmd/ledgerline; code=$$?; cd ../.. && git worktree remove --force bin/base-tree; exit $$code
 	LEDGERLINE_KAFKA_JVM='-XX:+UseG1GC' bin/local run -- bin/ledgerline bench -base bin/base -readme README.md $(BENCH_FLAGS)
+
+bench-consumers: build bin/local ## the journal, the projections and replay in events per CPU-second, and that writes grow with accounts
+	LEDGERLINE_KAFKA_JVM='-XX:+UseG1GC' bin/local run -- bin/ledgerline bench consumers $(BENCH_FLAGS)
 
 bench-limits: build ## what the tables do not show: a lone client, 1,000 and 5,000 streams, 10,000 idle connections, overload
 	bin/ledgerline bench -only direct,proxy,embedded -measure latency,streams,idle,overload $(BENCH_FLAGS)

@@ -35,6 +35,10 @@ func benchCommand(ctx context.Context, args []string, getenv func(string) string
 			return benchServer(ctx, args, stdout, stderr)
 		case "node":
 			return benchNode(ctx, args[1:], getenv, stdout, stderr)
+		case "projection":
+			return benchProjection(ctx, args[1:], getenv, stdout, stderr)
+		case "consumers":
+			return benchConsumers(ctx, args[1:], getenv, stdout, stderr)
 		}
 	}
 	o, err := benchFlags(args, stderr)

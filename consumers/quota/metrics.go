@@ -3,7 +3,7 @@ package quota
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	applied, duplicates, dead, holes, adopted, missed, epochs prometheus.Counter
+	applied, written, summed, duplicates, dead, holes, adopted, missed, epochs prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -16,6 +16,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	return &metrics{
 		applied:    counter("events_applied_total", "Events applied to the balances."),
+		written:    counter("account_writes_total", "Accounts that flushes changed in the database: rows written grow with these, not with events."),
+		summed:     counter("counter_sums_total", "Sums of accounts given to the hot counters."),
 		duplicates: counter("duplicates_total", "Records skipped because they had been applied."),
 		dead:       counter("dead_letters_total", "Events put aside because they could not be applied (L6)."),
 		holes:      counter("holes_total", "Stretches of the log in which events of a producer are missing."),

@@ -129,6 +129,7 @@ func (s *Sink) Apply(ctx context.Context, partition int, from, to int64, records
 
 func (s *Sink) report(partition int, r *sqlstore.FlushResult) {
 	s.metrics.applied.Add(float64(r.Applied))
+	s.metrics.written.Add(float64(r.Accounts))
 	s.metrics.duplicates.Add(float64(r.Duplicates))
 	s.metrics.dead.Add(float64(len(r.Dead)))
 	s.metrics.holes.Add(float64(len(r.Holes)))
@@ -187,6 +188,7 @@ func (s *Sink) applyRange(ctx context.Context, st *ledger.Counters, r span, sums
 	if err != nil {
 		return fmt.Errorf("apply [%d,%d) to the counters: %w", r.from, r.to, err)
 	}
+	s.metrics.summed.Add(float64(len(sums)))
 	if at := reply.SplitAt; at > r.from && at < r.to {
 		return both(at)
 	}

@@ -43,6 +43,7 @@ func (f *flush) settle(ctx context.Context, places []int) error {
 // accept takes over what an applied plan decided, for the stretches after it.
 func (f *flush) accept(p *plan) {
 	f.result.Applied += p.applied
+	f.result.Accounts += len(p.sums)
 	f.result.Skipped = append(f.result.Skipped, p.skipped...)
 	f.result.Adopted += p.adopted
 	f.result.Saturated = append(f.result.Saturated, p.saturated...)

@@ -23,6 +23,7 @@ type FlushCall struct {
 type FlushResult struct {
 	Skipped    []int64 // offsets that were not applied, ascending: duplicates, used keys, dead letters
 	Applied    int     // records applied
+	Accounts   int     // accounts changed: rows that were written, however many records there were
 	Duplicates int     // records skipped because their producer's mark had passed them
 	Dead       []DeadLetter
 	Holes      []HoleFound // records that must have been before one of these and never came: alarm (L6)
