@@ -21,11 +21,12 @@ const partitions = 4
 
 // books reads what the stores say, from outside: plain SQL, and Redis's own figures.
 type books struct {
-	t     testing.TB
-	site  *site
-	db    *sql.DB     // MySQL or SQLite
-	usage *sql.DB     // ClickHouse or SQLite
-	hot   *hold.Redis // nil when the counters live in the node
+	t          testing.TB
+	site       *site
+	db         *sql.DB // MySQL or SQLite
+	usage      *sql.DB // ClickHouse, MySQL or SQLite
+	clickhouse bool
+	hot        *hold.Redis // nil when the counters live in the node
 }
 
 func openBooks(s *site) *books {
@@ -40,12 +41,19 @@ func openBooks(s *site) *books {
 		return b
 	}
 	b.db = b.sql(sql.Open("mysql", s.env["SQL_DSN"]))
-	options, err := clickhouse.ParseDSN(s.env["LOG_SQL_DSN"])
-	if err != nil {
-		s.t.Fatal(err)
+	switch dsn := s.env["LOG_SQL_DSN"]; {
+	case dsn == "":
+		b.usage = b.db
+	case strings.Contains(dsn, "@tcp("):
+		b.usage = b.sql(sql.Open("mysql", dsn))
+	default:
+		options, err := clickhouse.ParseDSN(dsn)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		b.usage, b.clickhouse = b.sql(clickhouse.OpenDB(options), nil), true
 	}
-	b.usage = b.sql(clickhouse.OpenDB(options), nil)
-	if b.hot, err = hold.NewRedis(hold.RedisConfig{URL: s.env["REDIS_CONN_STRING"]}); err != nil {
+	if b.hot, err = hold.NewRedis(hold.RedisConfig{URL: s.env["REDIS_CONN_STRING"], MasterName: s.env["REDIS_MASTER_NAME"]}); err != nil {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { _ = b.hot.Close() })
@@ -87,7 +95,7 @@ type billed struct {
 // bills returns the usage log's rows by request id.
 func (b *books) bills() (map[string]billed, error) {
 	final := ""
-	if !b.site.embedded {
+	if b.clickhouse {
 		final = " FINAL"
 	}
 	rows, err := b.usage.QueryContext(b.t.Context(), "SELECT request_id, user_id, token_id, channel_id, quota, requests, prompt_tokens, completion_tokens, kind FROM ledger_usage"+

@@ -50,6 +50,7 @@ type node struct {
 	dir    string
 	env    map[string]string
 	binary string   // "": the one that is being tested
+	bare   bool     // no folders are named: they are where the node puts them
 	args   []string // the command, if the node is only one half: relay, consume
 	port   int      // 0 until the first start
 	*process
@@ -128,7 +129,9 @@ func (n *node) start() {
 	n.site.t.Helper()
 	env := n.site.environment(n.env)
 	env["PORT"], env["NODE_NAME"] = strconv.Itoa(n.port), n.name
-	env["DATA_DIR"], env["JOURNAL_DIR"] = filepath.Join(n.dir, "data"), filepath.Join(n.dir, "journal")
+	if !n.bare {
+		env["DATA_DIR"], env["JOURNAL_DIR"] = filepath.Join(n.dir, "data"), filepath.Join(n.dir, "journal")
+	}
 	n.process = start(n.site.t, command{dir: n.dir, env: env, args: n.args, binary: n.binary})
 	const mark = "serves http://127.0.0.1:"
 	n.await(mark)
@@ -157,7 +160,7 @@ func (n *node) ready() {
 }
 
 // relays reports whether the node serves clients.
-func (n *node) relays() bool { return len(n.args) == 0 || n.args[0] == "relay" }
+func (n *node) relays() bool { return len(n.args) == 0 || n.args[0] != "consume" }
 
 func (n *node) url() string { return "http://127.0.0.1:" + strconv.Itoa(n.port) }
 

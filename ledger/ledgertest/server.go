@@ -116,10 +116,11 @@ func StartSentinel(t testing.TB, name, primary string) *Server {
 }
 
 // StartRedisCluster starts a private Redis Cluster of three primaries; its URL is [engines.RedisClusterURL].
-func StartRedisCluster(t testing.TB) (all []*Server, url string) {
+func StartRedisCluster(t testing.TB, args ...string) (all []*Server, url string) {
 	t.Helper()
 	all = startAll(t, func(ctx context.Context, o engines.Options) ([]*engines.Server, error) {
 		const primaries = 3 // the least that has a majority without one
+		o.Args = args
 		list, err := engines.StartRedisCluster(ctx, primaries, o)
 		url = engines.RedisClusterURL(list)
 		return list, err
