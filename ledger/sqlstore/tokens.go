@@ -46,7 +46,7 @@ func (tx *Tx) createToken(ctx context.Context, t TokenRow, limit int64) (row Tok
 		{"used_quota", 0},
 		{"group", t.Group},
 		{"cross_group_retry", t.CrossGroupRetry},
-		{"auto_groups", nullable(t.AutoGroups)},
+		{"auto_groups", t.AutoGroups},
 	})
 	if isDuplicate(err) {
 		return t, "", ErrExists

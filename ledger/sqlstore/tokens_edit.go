@@ -163,7 +163,7 @@ func (tx *Tx) storeToken(ctx context.Context, t *TokenEdit) error {
 		{"allow_ips", t.AllowIPs},
 		{"group", t.Group},
 		{"cross_group_retry", t.CrossGroupRetry},
-		{"auto_groups", nullable(t.AutoGroups)},
+		{"auto_groups", t.AutoGroups},
 		{"deleted_at", timeText(t.DeletedAt)},
 	})
 	if err != nil {

@@ -120,6 +120,15 @@ func (tx *Tx) insertUser(ctx context.Context, u NewUser) (int64, error) {
 			{"remark", u.Remark},
 			{"created_at", tx.s.now().Unix()},
 			{"auth_version", firstAuthVersion},
+			// New API writes these empty, and asks for them so.
+			{"github_id", ""},
+			{"discord_id", ""},
+			{"oidc_id", ""},
+			{"wechat_id", ""},
+			{"telegram_id", ""},
+			{"linux_do_id", ""},
+			{"stripe_customer", ""},
+			{"last_login_at", 0},
 		})
 		if isDuplicate(err) && length < longAffCode {
 			continue
