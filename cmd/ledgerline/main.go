@@ -70,6 +70,7 @@ func commands() []command {
 		{"verify", "prove that log, balances, usage log and hot counters agree", verifyCommand},
 		{"replay", "rebuild balances and hot counters, or the usage log, from the log", replayCommand},
 		{"import", "look at a database of New API's before the switch (-plan), or copy its logs (-logs)", importCommand},
+		{"secrets", "secrets migrate seals keys in the database; the way back to New API ends there", secretsCommand},
 		{"migrate", "bring the database schemas up to date and leave", migrateCommand},
 		{"rate", "rate recorded requests with given prices and compare the bills", rateCommand},
 		{"journal", "list the journals, or refill a hole in the log from one", journalCommand},

@@ -67,7 +67,7 @@ func openDatabase(ctx context.Context, cfg *config, s *stores, log *slog.Logger)
 	open := func(ctx context.Context) (err error) {
 		s.db, err = sqlstore.Open(ctx, sqlstore.Config{
 			DSN: cfg.SQLDSN, SQLitePath: cfg.SQLitePath, MaxIdle: cfg.SQLMaxIdle, MaxOpen: cfg.SQLMaxOpen,
-			MaxLifetime: time.Duration(cfg.SQLMaxLifetime) * time.Second, Logger: log,
+			MaxLifetime: time.Duration(cfg.SQLMaxLifetime) * time.Second, Secret: cfg.CryptoSecret, Logger: log,
 		})
 		return err
 	}
@@ -78,7 +78,13 @@ func openDatabase(ctx context.Context, cfg *config, s *stores, log *slog.Logger)
 	} else if err := patiently(ctx, log, "SQL_DSN", open); err != nil {
 		return err
 	}
-	return prepareSchema(ctx, cfg, s.db, log)
+	if err := prepareSchema(ctx, cfg, s.db, log); err != nil || cfg.looksOn {
+		return err
+	}
+	if err := s.db.CheckSecret(ctx); err != nil {
+		return usagef("CRYPTO_SECRET: %v", err)
+	}
+	return nil
 }
 
 // isFile reports whether a DSN means SQLite: a file needs no waiting for.

@@ -58,6 +58,7 @@ func scanToken(scan func(...any) error) (*TokenRow, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.Sealed = isSealedToken(key.String)
 	r.UserID, r.Key, r.Status, r.Name = user.Int64, strings.TrimSpace(key.String), int(status.Int64), name.String
 	r.CreatedTime, r.AccessedTime, r.ExpiredTime = created.Int64, accessed.Int64, expired.Int64
 	r.Unlimited, r.ModelLimitsEnabled, r.ModelLimits, r.AllowIPs = unlimited.Bool, limited.Bool, limits.String, ips.String
@@ -187,12 +188,22 @@ func (s *Store) Channel(ctx context.Context, id int64) (*ChannelRow, error) {
 type source[R any] struct {
 	table, columns string
 	scan           func(func(...any) error) (*R, error)
+	open           func(*Store, *R) // what is stored sealed; nil if nothing is
+}
+
+// row reads the next row.
+func (from *source[R]) row(s *Store, scan func(...any) error) (*R, error) {
+	r, err := from.scan(scan)
+	if err == nil && from.open != nil {
+		from.open(s, r)
+	}
+	return r, err
 }
 
 var (
-	userRows    = source[UserRow]{"users", userColumns, scanUser}
-	tokenRows   = source[TokenRow]{"tokens", tokenColumns, scanToken}
-	channelRows = source[ChannelRow]{"channels", channelColumns, scanChannel}
+	userRows    = source[UserRow]{"users", userColumns, scanUser, nil}
+	tokenRows   = source[TokenRow]{"tokens", tokenColumns, scanToken, nil}
+	channelRows = source[ChannelRow]{"channels", channelColumns, scanChannel, (*Store).reveal}
 )
 
 // selectFrom is the beginning of a query for rows.
@@ -213,7 +224,7 @@ func eachOf[R any](ctx context.Context, tx *Tx, from source[R], rest string, arg
 		return err
 	}
 	return tx.each(ctx, head+rest, args, func(scan func(...any) error) error {
-		r, err := from.scan(scan)
+		r, err := from.row(tx.s, scan)
 		if err == nil {
 			fn(r)
 		}
@@ -248,7 +259,7 @@ func one[R any](ctx context.Context, s *Store, from source[R], rest string, args
 	}
 	var out *R
 	err = s.read(ctx, head+rest, args, func(scan func(...any) error) (err error) {
-		out, err = from.scan(scan)
+		out, err = from.row(s, scan)
 		return err
 	})
 	if err == nil && out == nil {

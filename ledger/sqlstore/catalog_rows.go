@@ -53,7 +53,8 @@ type UserRow struct {
 type TokenRow struct {
 	ID                 int64
 	UserID             int64
-	Key                string // 48 characters, without "sk-"
+	Key                string // 48 characters, without "sk-"; of a sealed one what stands for it (HashKey)
+	Sealed             bool
 	Status             int
 	Name               string
 	CreatedTime        int64

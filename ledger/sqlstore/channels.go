@@ -47,7 +47,11 @@ func (tx *Tx) createChannel(ctx context.Context, c ChannelRow) (id int64, err er
 	if c.Status == 0 {
 		c.Status = ChannelEnabled
 	}
-	id, err = tx.insert(ctx, "channels", append(channelAssignments(&c), assignment{"created_time", tx.s.now().Unix()}, assignment{"used_quota", 0}))
+	list, err := tx.channelAssignments(ctx, &c)
+	if err != nil {
+		return 0, err
+	}
+	id, err = tx.insert(ctx, "channels", append(list, assignment{"created_time", tx.s.now().Unix()}, assignment{"used_quota", 0}))
 	if err != nil {
 		return 0, err
 	}
@@ -60,10 +64,14 @@ func (tx *Tx) createChannel(ctx context.Context, c ChannelRow) (id int64, err er
 }
 
 // channelAssignments are the columns of a channel but for those that never change by hand.
-func channelAssignments(c *ChannelRow) []assignment {
+func (tx *Tx) channelAssignments(ctx context.Context, c *ChannelRow) ([]assignment, error) {
+	key, err := tx.keepChannel(ctx, c.Key)
+	if err != nil {
+		return nil, err
+	}
 	return []assignment{
 		{"type", c.Type},
-		{"key", c.Key},
+		{"key", key},
 		{"open_ai_organization", nullable(c.Organization)},
 		{"test_model", nullable(c.TestModel)},
 		{"status", c.Status},
@@ -89,7 +97,7 @@ func channelAssignments(c *ChannelRow) []assignment {
 		{"remark", nullable(c.Remark)},
 		{"channel_info", orElse(c.ChannelInfo, plainChannelInfo)},
 		{"settings", c.Settings},
-	}
+	}, nil
 }
 
 // abilityChunk rows make one statement, as New API writes them.

@@ -37,7 +37,11 @@ func (tx *Tx) lockChannel(ctx context.Context, id int64) (*ChannelRow, error) {
 }
 
 func (tx *Tx) storeChannel(ctx context.Context, c *ChannelRow) error {
-	if err := tx.update(ctx, "channels", c.ID, channelAssignments(c)); err != nil {
+	list, err := tx.channelAssignments(ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := tx.update(ctx, "channels", c.ID, list); err != nil {
 		return err
 	}
 	if err := tx.writeAbilities(ctx, c); err != nil {

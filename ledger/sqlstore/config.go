@@ -20,6 +20,9 @@ type Config struct {
 	// SQLitePath is SQLITE_PATH, a file; a query part ("?_busy_timeout=…") is ignored.
 	SQLitePath string
 
+	// Secret is CRYPTO_SECRET: what API keys and keys of channels are sealed with, once they are (MigrateSecrets).
+	Secret string
+
 	MaxIdle     int           // SQL_MAX_IDLE_CONNS, default 100
 	MaxOpen     int           // SQL_MAX_OPEN_CONNS, default 1000
 	MaxLifetime time.Duration // SQL_MAX_LIFETIME, default 60 s

@@ -7,6 +7,7 @@ import "strings"
 type dialect struct {
 	mysql     bool
 	forUpdate string // ends a SELECT that locks; SQLite's write transactions are alone anyway
+	forShare  string // ends a SELECT whose row must stay until the transaction ends, in the form that MySQL and MariaDB share
 	forcePK   string // keeps a locking SELECT on the rows it names: a small table would otherwise be scanned, and locked, whole
 	least     string // scalar minimum
 	greatest  string
@@ -15,7 +16,7 @@ type dialect struct {
 
 var (
 	dialectMySQL = dialect{
-		mysql: true, forUpdate: " FOR UPDATE", forcePK: " FORCE INDEX (PRIMARY)",
+		mysql: true, forUpdate: " FOR UPDATE", forShare: " LOCK IN SHARE MODE", forcePK: " FORCE INDEX (PRIMARY)",
 		least: "LEAST", greatest: "GREATEST", signed: "SIGNED",
 	}
 	dialectSQLite = dialect{least: "MIN", greatest: "MAX", signed: "INTEGER"}

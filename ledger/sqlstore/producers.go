@@ -47,7 +47,7 @@ func (s *Store) RegisterProducer(ctx context.Context, p Producer) error {
 		if state == ProducerClosed {
 			return ErrExists
 		}
-		return nil
+		return tx.noteSecret(ctx, p.ID)
 	})
 	if err != nil {
 		return fmt.Errorf("register producer %s: %w", p.ID, err)
@@ -186,7 +186,7 @@ func (s *Store) PruneProducers(ctx context.Context, before time.Time) (int, erro
 			}
 			list.id(id)
 		}
-		for _, q := range []string{"DELETE FROM ledger_watermarks WHERE producer IN (", "DELETE FROM ledger_producers WHERE id IN ("} {
+		for _, q := range []string{"DELETE FROM ledger_watermarks WHERE producer IN (", "DELETE FROM ledger_node_secrets WHERE producer IN (", "DELETE FROM ledger_producers WHERE id IN ("} {
 			if _, err := tx.Exec(ctx, q+list.String()+")"); err != nil {
 				return err
 			}

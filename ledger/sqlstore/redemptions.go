@@ -36,7 +36,7 @@ type Redemption struct {
 	DeletedAt    time.Time
 }
 
-var redemptionRows = source[Redemption]{"redemptions", "`id`, `user_id`, `key`, `status`, `name`, `quota`, `created_time`, `redeemed_time`, `used_user_id`, `expired_time`, `deleted_at`", scanRedemption}
+var redemptionRows = source[Redemption]{"redemptions", "`id`, `user_id`, `key`, `status`, `name`, `quota`, `created_time`, `redeemed_time`, `used_user_id`, `expired_time`, `deleted_at`", scanRedemption, nil}
 
 func scanRedemption(scan func(...any) error) (*Redemption, error) {
 	var r Redemption

@@ -22,7 +22,11 @@ type Store struct {
 	write *sql.DB // on SQLite one connection, so that writers queue here and not in a busy loop; else the same as db
 	log   *slog.Logger
 	now   func() time.Time
-	name  string // of the database, or the path of the file; part of lock names
+
+	secret string  // CRYPTO_SECRET
+	sealer *sealer // nil without it
+
+	name string // of the database, or the path of the file; part of lock names
 
 	// fault, if set by a test, is asked before every statement and commit of a write transaction.
 	fault func(statement string) error
@@ -36,8 +40,11 @@ type Store struct {
 // Open connects to the database. It does not migrate: a master calls Migrate, a slave CheckSchema.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	cfg.fill()
-	s := &Store{log: cfg.Logger, now: cfg.Now}
+	s := &Store{log: cfg.Logger, now: cfg.Now, secret: cfg.Secret}
 	var err error
+	if s.sealer, err = newSealer(cfg.Secret); err != nil {
+		return nil, err
+	}
 	if isLocal(cfg.DSN) {
 		err = s.openSQLite(cfg)
 	} else {

@@ -1,7 +1,9 @@
 package sqlstore
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 
 	"ledgerline/ledger"
@@ -11,7 +13,8 @@ import (
 const KeyLength = 48
 
 // CreateToken inserts an API key with the given limit (quota units; it counts only if the key is not unlimited). A missing
-// Key is made. It returns the row as stored and the outbox key of its limit event, "" if there is none. ErrExists: the key is taken.
+// Key is made. It returns the row, with the key itself also where it is stored sealed, and the outbox key of its limit event, ""
+// if there is none. ErrExists: the key is taken.
 func (s *Store) CreateToken(ctx context.Context, t TokenRow, limit int64) (row TokenRow, event string, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
 		row, event, err = tx.createToken(ctx, t, limit)
@@ -30,9 +33,20 @@ func (tx *Tx) createToken(ctx context.Context, t TokenRow, limit int64) (row Tok
 		}
 	}
 	now := tx.s.now().Unix()
+	kept, err := tx.keepKey(ctx, t.Key)
+	if err != nil {
+		return t, "", err
+	}
+	if t.Sealed = kept != t.Key; t.Sealed {
+		// While keys are being sealed the same one may still be there in plain text.
+		var other int64
+		if err := tx.QueryRow(ctx, "SELECT id FROM tokens WHERE `key` = ?", []any{t.Key}, &other); !errors.Is(err, ErrNotFound) {
+			return t, "", cmp.Or(err, ErrExists)
+		}
+	}
 	t.ID, err = tx.insert(ctx, "tokens", []assignment{
 		{"user_id", t.UserID},
-		{"key", t.Key},
+		{"key", kept},
 		{"status", TokenEnabled},
 		{"name", t.Name},
 		{"created_time", now},

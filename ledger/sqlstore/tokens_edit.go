@@ -17,7 +17,7 @@ type TokenView struct {
 	DeletedAt time.Time
 }
 
-var tokenViews = source[TokenView]{"tokens", tokenColumns + ", `remain_quota`, `used_quota`, `deleted_at`", scanTokenView}
+var tokenViews = source[TokenView]{"tokens", tokenColumns + ", `remain_quota`, `used_quota`, `deleted_at`", scanTokenView, nil}
 
 func scanTokenView(scan func(...any) error) (*TokenView, error) {
 	var v TokenView
@@ -49,7 +49,7 @@ func (s *Store) Tokens(ctx context.Context, f TokenFilter, page Page) (list []*T
 		w.add("`name` LIKE ? ESCAPE '!'", like(f.Keyword))
 	}
 	if f.Key != "" {
-		w.add("`key` LIKE ? ESCAPE '!'", like(f.Key))
+		w.add("(`key` LIKE ? ESCAPE '!' OR `key` = ?)", like(f.Key), s.HashKey(f.Key))
 	}
 	err = s.View(ctx, func(tx *Tx) error {
 		list, total, err = listed(ctx, tx, query[TokenView]{tokenViews, w, "`id` DESC", page})

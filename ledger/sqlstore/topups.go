@@ -44,7 +44,7 @@ func (o *TopUp) provider() string {
 	return ProviderEpay
 }
 
-var topUpRows = source[TopUp]{"top_ups", "`id`, `user_id`, `amount`, `money`, `trade_no`, `payment_method`, `payment_provider`, `create_time`, `complete_time`, `status`", scanTopUp}
+var topUpRows = source[TopUp]{"top_ups", "`id`, `user_id`, `amount`, `money`, `trade_no`, `payment_method`, `payment_provider`, `create_time`, `complete_time`, `status`", scanTopUp, nil}
 
 func scanTopUp(scan func(...any) error) (*TopUp, error) {
 	var o TopUp

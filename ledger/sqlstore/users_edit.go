@@ -75,7 +75,11 @@ func (tx *Tx) storeUser(ctx context.Context, u *UserEdit) error {
 	if u.Delete {
 		u.DeletedAt, u.Deleted = now, true
 	}
-	err := tx.update(ctx, "users", u.ID, []assignment{
+	access, err := tx.keepAccess(ctx, u.AccessToken)
+	if err != nil {
+		return err
+	}
+	err = tx.update(ctx, "users", u.ID, []assignment{
 		{"username", u.Username},
 		{"display_name", u.DisplayName},
 		{"role", u.Role},
@@ -84,7 +88,7 @@ func (tx *Tx) storeUser(ctx context.Context, u *UserEdit) error {
 		{"group", u.Group},
 		{"setting", u.Setting},
 		{"remark", u.Remark},
-		{"access_token", nullable(u.AccessToken)},
+		{"access_token", nullable(access)},
 		{"auth_version", u.AuthVersion},
 		{"deleted_at", timeText(u.DeletedAt)},
 	})

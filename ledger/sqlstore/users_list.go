@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -32,7 +33,7 @@ type UserView struct {
 }
 
 var userViews = source[UserView]{"users", userColumns + ", `quota`, `used_quota`, `request_count`, `aff_count`, `aff_quota`, `aff_history`, " +
-	"`github_id`, `discord_id`, `oidc_id`, `wechat_id`, `telegram_id`, `linux_do_id`, `stripe_customer`, `deleted_at`", scanUserView}
+	"`github_id`, `discord_id`, `oidc_id`, `wechat_id`, `telegram_id`, `linux_do_id`, `stripe_customer`, `deleted_at`", scanUserView, nil}
 
 func scanUserView(scan func(...any) error) (*UserView, error) {
 	var v UserView
@@ -124,6 +125,12 @@ func (s *Store) UserView(ctx context.Context, id int64) (*UserView, error) {
 // ErrNotFound.
 func (s *Store) UserByAccessToken(ctx context.Context, token string) (*UserView, error) {
 	v, err := s.userView(ctx, "`access_token` = ?", token)
+	if errors.Is(err, ErrNotFound) && s.sealer != nil {
+		token = s.sealer.sealAccess(token)
+		v, err = s.userView(ctx, "`access_token` = ?", token)
+	} else if isSealedAccess(token) {
+		return nil, fmt.Errorf("read user: %w", ErrNotFound) // what stands for a token is no token
+	}
 	if err == nil && (token == "" || v.AccessToken != token) {
 		return nil, fmt.Errorf("read user: %w", ErrNotFound)
 	}

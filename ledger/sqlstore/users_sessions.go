@@ -30,7 +30,7 @@ func (s *Session) InForce(now time.Time, authVersion int64) bool {
 	return s.RevokedAt == 0 && s.ExpiresAt > now.Unix() && s.AuthVersion == authVersion
 }
 
-var sessionRows = source[Session]{"ledger_sessions", sessionColumns, scanSession}
+var sessionRows = source[Session]{"ledger_sessions", sessionColumns, scanSession, nil}
 
 const (
 	sessionColumns = "sid, user_id, auth_version, rotation, rotated_at, method, ip, agent, created_at, active_at, expires_at, revoked_at"

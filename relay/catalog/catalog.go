@@ -30,6 +30,8 @@ type Source interface {
 	Changes(ctx context.Context, after int64, limit int) ([]sqlstore.Change, error)
 	// CatalogRow reads one row again into the sink; a row that is gone or deleted is passed with Deleted set.
 	CatalogRow(ctx context.Context, change sqlstore.Change, into sqlstore.CatalogSink) error
+	// HashKey returns what stands for an API key where keys are stored sealed; "" if they cannot be.
+	HashKey(key string) string
 }
 
 // pollEvery is how often the change log is read: a change is effective on every node within a second.
@@ -49,7 +51,7 @@ type Catalog struct {
 
 	mu     sync.RWMutex
 	users  map[int64]*User
-	tokens map[string]*Token // by key
+	tokens map[string]*Token // by key, or by what stands for it
 	keys   map[int64]string  // token id to key
 
 	routes atomic.Pointer[Routes]
@@ -247,9 +249,24 @@ func (c *Catalog) Routes() *Routes { return c.routes.Load() }
 
 // Token finds an API key (48 characters, without "sk-") and its user. The user is nil if it is deleted or unknown.
 func (c *Catalog) Token(key string) (*Token, *User) {
+	t, u := c.stored(key)
+	switch {
+	case t != nil && t.sealed:
+		return nil, nil // what stands for a key is no key
+	case t != nil:
+		return t, u
+	}
+	if stands := c.source.HashKey(key); stands != "" {
+		return c.stored(stands)
+	}
+	return nil, nil
+}
+
+// stored finds the token, and its user, whose row holds a value.
+func (c *Catalog) stored(value string) (*Token, *User) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	t := c.tokens[key]
+	t := c.tokens[value]
 	if t == nil {
 		return nil, nil
 	}

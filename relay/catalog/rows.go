@@ -44,6 +44,8 @@ type Token struct {
 	Group      string
 	CrossGroup bool
 	AutoGroups []string
+
+	sealed bool // its row holds what stands for the key
 }
 
 // AllowsModel reports whether the key may use the model.
@@ -92,7 +94,7 @@ func (g *gather) Token(r *sqlstore.TokenRow) {
 	}
 	t := &Token{
 		ID: r.ID, UserID: r.UserID, Name: r.Name, Status: r.Status, Expires: r.ExpiredTime, Unlimited: r.Unlimited,
-		Group: r.Group, CrossGroup: r.CrossGroupRetry,
+		Group: r.Group, CrossGroup: r.CrossGroupRetry, sealed: r.Sealed,
 	}
 	if r.ModelLimitsEnabled {
 		t.Models = append([]string{}, list(r.ModelLimits, ",")...)

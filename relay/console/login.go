@@ -116,7 +116,7 @@ func (x *call) checkLogin(name, password string) (*sqlstore.UserView, error) {
 	return user, err
 }
 
-// rehash replaces a bcrypt hash, unless the database was New API's before and may go back to it.
+// rehash replaces a bcrypt hash, unless New API can be started on the database again.
 func (x *call) rehash(user int64, from, password string) {
 	to, err := x.console.hash(x, password)
 	if err == nil && !strings.HasPrefix(to, "$2") {
@@ -129,11 +129,11 @@ func (x *call) rehash(user int64, from, password string) {
 
 // hash makes the hash of a new password in the form that the database asks for.
 func (c *Console) hash(x *call, password string) (string, error) {
-	adopted, err := c.cfg.Store.Adopted(x.ctx())
+	asNewAPI, err := c.cfg.Store.WayBack(x.ctx())
 	if err != nil {
 		return "", err
 	}
-	if adopted {
+	if asNewAPI {
 		return hashAsNewAPI(password)
 	}
 	return HashPassword(password)

@@ -34,7 +34,7 @@ type tokenView struct {
 
 func viewToken(t *sqlstore.TokenView) tokenView {
 	v := tokenView{
-		ID: t.ID, UserID: t.UserID, Key: masked(t.Key), Status: t.Status, Name: t.Name, CreatedTime: t.CreatedTime, AccessedTime: t.AccessedTime,
+		ID: t.ID, UserID: t.UserID, Key: maskedToken(&t.TokenRow), Status: t.Status, Name: t.Name, CreatedTime: t.CreatedTime, AccessedTime: t.AccessedTime,
 		ExpiredTime: t.ExpiredTime, RemainQuota: t.Remain, Unlimited: t.Unlimited, ModelLimitsEnabled: t.ModelLimitsEnabled, ModelLimits: t.ModelLimits,
 		AllowIPs: t.AllowIPs, UsedQuota: t.Used, Group: t.Group, CrossGroupRetry: t.CrossGroupRetry, DeletedAt: timeOrNull(t.DeletedAt),
 		AutoGroups: json.RawMessage("null"),
@@ -43,6 +43,14 @@ func viewToken(t *sqlstore.TokenView) tokenView {
 		v.AutoGroups = json.RawMessage(t.AutoGroups)
 	}
 	return v
+}
+
+// maskedToken hides a key; of one that is stored sealed only the end is known.
+func maskedToken(t *sqlstore.TokenRow) string {
+	if t.Sealed {
+		return "**********" + t.Key[len(t.Key)-4:]
+	}
+	return masked(t.Key)
 }
 
 func masked(key string) string {
@@ -207,8 +215,14 @@ func tokenKey(x *call) error {
 	if err != nil {
 		return err
 	}
+	if t.Sealed {
+		return errSealedKey
+	}
 	return x.data(map[string]string{"key": t.Key})
 }
+
+// errSealedKey answers who asks for a key that nobody knows any more.
+var errSealedKey = no("the key is stored as a hash and was shown when it was made; make a new one if it is lost")
 
 // createToken answers POST /api/token/.
 func createToken(x *call) error {
@@ -233,11 +247,14 @@ func createToken(x *call) error {
 	if row.Unlimited {
 		limit = 0
 	}
-	_, key, err := store.CreateToken(x.ctx(), row, limit)
+	row, key, err := store.CreateToken(x.ctx(), row, limit)
 	if err != nil {
 		return err
 	}
 	x.effective(key)
+	if row.Sealed { // it cannot be asked for afterwards
+		return x.data(map[string]any{"id": row.ID, "key": row.Key})
+	}
 	return x.done()
 }
 
@@ -351,6 +368,9 @@ func tokenKeys(x *call) error {
 		t, err := x.console.cfg.Store.TokenView(x.ctx(), x.me.ID, id)
 		if err != nil {
 			return err
+		}
+		if t.Sealed {
+			return errSealedKey
 		}
 		keys[id] = t.Key
 	}
