@@ -28,7 +28,8 @@ type billInput struct {
 	OptionsSet    string          `json:"options_set"`
 	Request       json.RawMessage `json:"request"`
 	Usage         json.RawMessage `json:"usage"`
-	UpstreamText  string          `json:"upstream_text"`
+	UpstreamText  *string         `json:"upstream_text"` // null: the recording's usual answer
+	UpstreamCut   int             `json:"upstream_cut"`  // chunks after which the stream was cut; 0: it was not
 	UpstreamItems json.RawMessage `json:"upstream_output_items"`
 
 	UpstreamReasoning string `json:"upstream_reasoning_text"`

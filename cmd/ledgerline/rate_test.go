@@ -18,8 +18,8 @@ const (
 	recordedOptions = "../../ledger/testdata/newapi/options"
 )
 
-// Every bill that New API made from reported tokens comes out to the unit, of all kinds; those whose tokens it counted
-// itself come out within the stated tolerance.
+// Every bill that New API made from reported tokens comes out to the unit, of all kinds; of those whose tokens it counted
+// itself all but three, and these within the stated tolerance.
 func TestRateRecordedBills(t *testing.T) {
 	report, err := rateFile(t.Context(), recordedOptions, recordedBills)
 	if err != nil {
@@ -28,7 +28,7 @@ func TestRateRecordedBills(t *testing.T) {
 	for _, f := range append(report.different, report.unsupported...) {
 		t.Errorf("%s: ours %s, theirs %s: %s", f.id, f.ours, f.theirs, f.reason)
 	}
-	want := tally{bills: 1019, matched: 925, recounted: 94}
+	want := tally{bills: 1019, matched: 1016, recounted: 3}
 	if diff := cmp.Diff(want, report.total, cmp.AllowUnexported(tally{})); diff != "" {
 		t.Errorf("total: %s", diff)
 	}
@@ -38,12 +38,8 @@ func TestRateRecordedBills(t *testing.T) {
 			recounted[tag] = t.recounted
 		}
 	}
-	// Only bills that were recorded to show missing usage, and single ones among the others, may need the tolerance.
-	wantTags := map[string]int{
-		"chat_to_anthropic_stream_merge": 1, "missing_prompt_only": 3, "missing_usage": 36, "missing_usage_anthropic": 6,
-		"missing_usage_completions": 5, "missing_usage_gemini": 5, "missing_usage_messages": 17, "missing_usage_reasoning": 2,
-		"missing_usage_tools": 6, "moderation": 1, "odd_usage": 7, "stream_cut": 3, "tiered_zero": 1, "tiny": 1,
-	}
+	// Answers of 7,500 characters: 2,160 tokens by our weights, 2,161 (Claude's 2,280 and 2,281) by New API's.
+	wantTags := map[string]int{"missing_usage": 3}
 	if diff := cmp.Diff(wantTags, recounted); diff != "" {
 		t.Errorf("recounted by tag: %s", diff)
 	}
@@ -150,5 +146,30 @@ func TestRateCommand(t *testing.T) {
 				t.Errorf("output lacks %q:\n%s", c.out, out.String())
 			}
 		})
+	}
+}
+
+// The classes of characters are fitted to texts of few kinds; what matters for others is that nothing runs away.
+func TestEstimateOfOddTexts(t *testing.T) {
+	for _, c := range []struct {
+		text        string
+		least, most int64
+	}{
+		{"", 0, 0},
+		{"a", 1, 2},
+		{"\x00\xff\u200b", 1, 3},
+		{strings.Repeat("supercalifragilistic", 50), 1, 2}, // one word, however long
+		{"1234567890", 1, 3},
+		{"日本語のテキスト", 5, 10},
+		{"한국어 텍스트", 4, 9},
+		{"😀😀😀😀", 4, 12},
+		{"\n\n\n\n", 1, 4},
+		{"الكتابة العربية", 2, 5},
+	} {
+		for name, w := range map[string]*classWeights{"usual": &usualWeights, "claude": &claudeWeights, "gemini": &geminiWeights} {
+			if got := w.estimate(c.text); got < c.least || got > c.most {
+				t.Errorf("%s, %.20q: %d tokens, want %d to %d", name, c.text, got, c.least, c.most)
+			}
+		}
 	}
 }
