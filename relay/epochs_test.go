@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -21,17 +22,21 @@ import (
 // flaky are the in-process counters behind a connection that tests can cut, delay and listen to.
 type flaky struct {
 	*hold.Local
-	cut       atomic.Bool // no call gets through
-	mute      atomic.Bool // calls get through, but the node does not see the state of the counters
-	deaf      atomic.Bool // no end of a hold gets through
+	cut       atomic.Bool  // no call gets through
+	mute      atomic.Bool  // calls get through, but the node does not see the state of the counters
+	deaf      atomic.Bool  // no end of a hold gets through
+	dead      atomic.Int64 // the partition + 1 whose server is away; 0: none
 	onReserve atomic.Pointer[func()]
 	reserves  atomic.Int64
 }
 
+// away reports whether the server of a partition is.
+func (f *flaky) away(p int) bool { return f.cut.Load() || f.dead.Load() == int64(p)+1 }
+
 var errCut = errors.New("the connection is cut")
 
 func (f *flaky) Reserve(ctx context.Context, call ledger.ReserveCall) (ledger.ReserveReply, error) {
-	if f.cut.Load() {
+	if f.away(call.Partition) {
 		return ledger.ReserveReply{}, errCut
 	}
 	f.reserves.Add(1)
@@ -43,14 +48,14 @@ func (f *flaky) Reserve(ctx context.Context, call ledger.ReserveCall) (ledger.Re
 }
 
 func (f *flaky) Release(ctx context.Context, calls []ledger.ReleaseCall) error {
-	if f.cut.Load() || f.deaf.Load() {
+	if f.deaf.Load() || slices.ContainsFunc(calls, func(c ledger.ReleaseCall) bool { return f.away(c.Partition) }) {
 		return errCut
 	}
 	return f.Local.Release(ctx, calls)
 }
 
 func (f *flaky) State(ctx context.Context, partitions ...int) ([]ledger.Counters, error) {
-	if f.cut.Load() || f.mute.Load() {
+	if f.mute.Load() || slices.ContainsFunc(partitions, f.away) {
 		return nil, errCut
 	}
 	return f.Local.State(ctx, partitions...)

@@ -112,6 +112,8 @@ type Desk struct {
 	metrics *metrics
 
 	releases chan release
+	aside    atomic.Int64 // releases that the releaser could not deliver yet
+	guesses  atomic.Int64 // releases on their way of holds that may not exist
 	kickMove chan struct{}
 	loading  loads
 
@@ -275,7 +277,7 @@ func (d *Desk) InFlight() int64 { return d.open.Load() }
 // Backlog is 0 when every event of this node's journals is in the log and every ended hold is released in the counters.
 // Above 0 it is only a measure.
 func (d *Desk) Backlog() int64 {
-	n := int64(len(d.releases))
+	n := int64(len(d.releases)) + d.aside.Load()
 	for _, b := range d.books() {
 		for p := range d.cfg.Partitions {
 			if b.journal.AckedThrough(p) < b.journal.LastSeq(p) {

@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"ledgerline/ledger"
 	"ledgerline/ledger/journal"
@@ -19,11 +22,12 @@ func (d *Desk) look(ctx context.Context) error {
 		partitions[p] = p
 	}
 	states, err := d.cfg.Counters.State(ctx, partitions...)
+	var failed []error // one partition must not keep the others
 	if err != nil {
 		// Out of reach is not closed: requests fail at their own call, and nothing is re-asserted on a guess.
-		return fmt.Errorf("look at the epochs: %w", err)
+		states, err = d.statesOneByOne(ctx, partitions)
+		failed = append(failed, err)
 	}
-	var failed []error // one partition must not keep the others
 	for i := range states {
 		if err := d.follow(ctx, &states[i]); err != nil {
 			failed = append(failed, fmt.Errorf("follow epoch of partition %d: %w", states[i].Partition, err))
@@ -31,6 +35,35 @@ func (d *Desk) look(ctx context.Context) error {
 	}
 	d.sawEpochs.Do(func() { close(d.looked) })
 	return errors.Join(failed...)
+}
+
+// lookAtOnce bounds the partitions that are looked at beside one another while some are out of reach.
+const lookAtOnce = 32
+
+// statesOneByOne returns the states that can be read: the partitions of other servers of a cluster go on when one is away.
+func (d *Desk) statesOneByOne(ctx context.Context, partitions []int) ([]ledger.Counters, error) {
+	var (
+		mu     sync.Mutex
+		states []ledger.Counters
+		failed error
+		all    errgroup.Group
+	)
+	all.SetLimit(lookAtOnce)
+	for _, p := range partitions {
+		all.Go(func() error {
+			st, err := d.cfg.Counters.State(ctx, p)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failed = fmt.Errorf("look at the epochs: %w", err) // one of them says enough
+				return nil
+			}
+			states = append(states, st...)
+			return nil
+		})
+	}
+	_ = all.Wait()
+	return states, failed
 }
 
 // follow brings the node's view of one partition up to what the counters say (DESIGN 7, epochs).
@@ -216,33 +249,38 @@ func (d *Desk) renew(ctx context.Context, old *book) error {
 // sweep voids holds of this node's incarnation that it does not know: calls that were executed after their caller gave up.
 func (d *Desk) sweep(ctx context.Context) error {
 	own := d.current()
+	var failed []error // one partition must not keep the others
 	for p := range d.views {
-		v := &d.views[p]
-		unknown, err := d.unknown(ctx, p, own.incarnation, nil)
-		if err == nil && len(unknown) > 0 {
-			// A request that ended while the list was on its way is in it and not in the books. What is listed again is really
-			// unknown: no hold comes back.
-			unknown, err = d.unknown(ctx, p, own.incarnation, unknown)
+		if err := d.sweepPartition(ctx, p, own.incarnation); err != nil {
+			failed = append(failed, fmt.Errorf("sweep holds of partition %d: %w", p, err))
 		}
-		if err != nil {
-			return fmt.Errorf("sweep holds of partition %d: %w", p, err)
-		}
-		if len(unknown) == 0 {
-			continue
-		}
-		v.mu.Lock()
-		epoch := v.epoch
-		v.mu.Unlock()
-		calls := make([]ledger.ReleaseCall, 0, len(unknown))
-		for id := range unknown {
-			calls = append(calls, ledger.ReleaseCall{Hold: id, Incarnation: own.incarnation, Partition: p, Epoch: epoch, Charge: -1})
-		}
-		if err := d.cfg.Counters.Release(ctx, calls); err != nil {
-			return fmt.Errorf("void swept holds: %w", err)
-		}
-		d.metrics.swept.Add(float64(len(calls)))
-		d.log.Warn("holds that nobody knew were voided", "partition", p, "holds", len(calls))
 	}
+	return errors.Join(failed...)
+}
+
+func (d *Desk) sweepPartition(ctx context.Context, p int, own ledger.ID) error {
+	unknown, err := d.unknown(ctx, p, own, nil)
+	if err == nil && len(unknown) > 0 {
+		// A request that ended while the list was on its way is in it and not in the books. What is listed again is really
+		// unknown: no hold comes back.
+		unknown, err = d.unknown(ctx, p, own, unknown)
+	}
+	if err != nil || len(unknown) == 0 {
+		return err
+	}
+	v := &d.views[p]
+	v.mu.Lock()
+	epoch := v.epoch
+	v.mu.Unlock()
+	calls := make([]ledger.ReleaseCall, 0, len(unknown))
+	for id := range unknown {
+		calls = append(calls, ledger.ReleaseCall{Hold: id, Incarnation: own, Partition: p, Epoch: epoch, Charge: -1})
+	}
+	if err := d.cfg.Counters.Release(ctx, calls); err != nil {
+		return fmt.Errorf("void swept holds: %w", err)
+	}
+	d.metrics.swept.Add(float64(len(calls)))
+	d.log.Warn("holds that nobody knew were voided", "partition", p, "holds", len(calls))
 	return nil
 }
 

@@ -39,8 +39,8 @@ func (d *Desk) register(reg prometheus.Registerer) {
 	}
 	gauge("open_requests", "Requests admitted and not yet settled or voided (capacity 65536).",
 		func() float64 { return float64(d.open.Load()) })
-	gauge("release_queue", "Settles and voids not yet taken by the hot counters (capacity 65536).",
-		func() float64 { return float64(len(d.releases)) })
+	gauge("release_queue", "Settles and voids not yet taken by the hot counters (capacity 131072).",
+		func() float64 { return float64(int64(len(d.releases)) + d.aside.Load()) })
 	gauge("partitions_open", "Partitions whose counter epoch is open on this node.", func() float64 {
 		open, _ := d.Open()
 		return float64(open)

@@ -305,7 +305,7 @@ func (d *Desk) leave(ctx context.Context, drain time.Duration) error {
 
 // leaveWork says what the node leaves behind.
 func (d *Desk) leaveWork() {
-	log := d.log.With("open_requests", d.open.Load(), "unreleased", len(d.releases), "unacknowledged", d.current().journal.Stats().Depth)
+	log := d.log.With("open_requests", d.open.Load(), "unreleased", int64(len(d.releases))+d.aside.Load(), "unacknowledged", d.current().journal.Stats().Depth)
 	if d.cfg.Diskless {
 		// No answer of these went out whole. Their holds end when the incarnation is given up.
 		log.Error("the node stops with events that the log has not acknowledged; they go with its memory")
@@ -316,7 +316,7 @@ func (d *Desk) leaveWork() {
 
 // busy reports whether anything is left to do before the node's own incarnation can be closed.
 func (d *Desk) busy() bool {
-	return d.open.Load() > 0 || len(d.releases) > 0 || !d.finished(d.current())
+	return d.open.Load() > 0 || len(d.releases) > 0 || d.aside.Load() > 0 || !d.finished(d.current())
 }
 
 func (d *Desk) closeFiles() {

@@ -3,7 +3,6 @@ package desk
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"ledgerline/ledger"
 	"ledgerline/ledger/journal"
@@ -236,106 +235,4 @@ func (t *Ticket) finish(ending journal.Commit, epoch uint64, charge int64) {
 		return
 	}
 	t.desk.queueRelease(t, ending, epoch, charge)
-}
-
-// release is the end of a hold on its way to the counters.
-type release struct {
-	call   ledger.ReleaseCall
-	book   *book
-	ending journal.Commit // zero: the journal has none of it, or all of an adopted book are waited for together
-}
-
-// giveBack voids a hold that the counters may have and no request does.
-func (d *Desk) giveBack(t *Ticket, epoch uint64) {
-	v := &d.views[t.partition]
-	v.mu.Lock()
-	t.owe(v)
-	v.mu.Unlock()
-	d.queueRelease(t, journal.Commit{}, epoch, -1)
-}
-
-// queueRelease queues the end of a hold, which is owed. The queue holds MaxOpen calls, as many as there can be open requests;
-// if the counters have been away for long and it is full, the caller waits: that is the back-pressure.
-func (d *Desk) queueRelease(t *Ticket, ending journal.Commit, epoch uint64, charge int64) {
-	d.releases <- release{book: t.book, ending: ending, call: ledger.ReleaseCall{
-		Hold: t.hold, Incarnation: t.book.incarnation, Partition: t.partition, Epoch: epoch, Charge: charge,
-	}}
-}
-
-// runReleases sends settles and voids to the counters, pipelined, until ctx ends and the queue is empty. A batch that fails
-// is sent again: both are idempotent by hold id.
-func (d *Desk) runReleases(ctx context.Context) {
-	batch := make([]release, 0, releaseBatch)
-	for {
-		batch = batch[:0]
-		select {
-		case one := <-d.releases:
-			batch = append(batch, one)
-		case <-ctx.Done():
-			select {
-			case one := <-d.releases:
-				batch = append(batch, one)
-			default:
-				return
-			}
-		}
-		batch = d.drainReleases(batch)
-		d.sendReleases(ctx, batch)
-	}
-}
-
-func (d *Desk) drainReleases(batch []release) []release {
-	for len(batch) < releaseBatch {
-		select {
-		case one := <-d.releases:
-			batch = append(batch, one)
-		default:
-			return batch
-		}
-	}
-	return batch
-}
-
-func (d *Desk) sendReleases(ctx context.Context, batch []release) {
-	calls := make([]ledger.ReleaseCall, len(batch))
-	for i := range batch {
-		calls[i] = batch[i].call
-	}
-	wait := 10 * time.Millisecond
-	// Once the node is leaving, the counters get one bounded chance; what they miss is settled when the journal is adopted.
-	for attempt := 0; ; attempt++ {
-		callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
-		err := d.cfg.Counters.Release(callCtx, calls)
-		cancel()
-		if err == nil {
-			d.released(batch)
-			return
-		}
-		d.metrics.releaseRetries.Inc()
-		if attempt == 0 {
-			d.log.Warn("the hot counters did not take a batch of settles; it is sent again", "holds", len(batch), "error", err)
-		}
-		if !pause(ctx, wait) {
-			return
-		}
-		wait = min(2*wait, time.Second)
-	}
-}
-
-// released takes a batch that the counters took off the books.
-func (d *Desk) released(batch []release) {
-	endings := make(map[*book][]journal.Commit, 1)
-	for i := range batch {
-		one := &batch[i]
-		v := &d.views[one.call.Partition]
-		v.mu.Lock()
-		delete(v.waiting, one.call.Hold)
-		v.mu.Unlock()
-		endings[one.book] = append(endings[one.book], one.ending)
-	}
-	for b, list := range endings {
-		if b.journal.Released(list...); b.pending.Add(-int64(len(list))) == 0 && b.recovered {
-			b.journal.ReleasedRecovered()
-		}
-	}
 }
