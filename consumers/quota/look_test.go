@@ -13,6 +13,8 @@ import (
 	"ledgerline/consumers/quota"
 	"ledgerline/ledger"
 	"ledgerline/ledger/hold"
+	"ledgerline/ledger/ledgertest"
+	"ledgerline/ledger/sqlstore"
 )
 
 // lookFor looks once a second for as long as it says. beating nodes beat meanwhile.
@@ -559,4 +561,22 @@ func TestEpochIsNumberedAboveTheCounters(t *testing.T) {
 			t.Errorf("epoch %d begins after %d", next, high)
 		}
 	})
+}
+
+// A balance that New API's int column cannot hold is warned about once, and counted each time.
+func TestNarrowColumnIsWarnedAboutOnce(t *testing.T) {
+	counters := hold.NewLocal()
+	r := newRig(t, ledgertest.MySQL(t), counters, counters.Flush, func() {})
+	must(t, r.store.Tx(t.Context(), func(tx *sqlstore.Tx) error {
+		_, err := tx.Exec(t.Context(), "ALTER TABLE users MODIFY quota int DEFAULT 0")
+		return err
+	}))
+	a := r.node(1)
+	for range 3 {
+		a.put(credit(1, 2_000_000_000))
+		r.flush(r.sink, r.log.end())
+	}
+	if n := strings.Count(r.notes.String(), "does not fit New API's column"); n != 1 {
+		t.Errorf("%d warnings:\n%s", n, r.notes)
+	}
 }

@@ -3,7 +3,7 @@ package quota
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	applied, written, summed, duplicates, dead, holes, adopted, missed, epochs prometheus.Counter
+	applied, written, summed, duplicates, dead, holes, adopted, missed, epochs, saturated prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -22,6 +22,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		dead:       counter("dead_letters_total", "Events put aside because they could not be applied (L6)."),
 		holes:      counter("holes_total", "Stretches of the log in which events of a producer are missing."),
 		adopted:    counter("edits_adopted_total", "Hand edits of balance columns that became events."),
+		saturated:  counter("columns_saturated_total", "Writes of a balance that New API's column is too narrow for."),
 		missed:     counter("counter_steps_missed_total", "Flushes that the hot counters did not get at once."),
 		epochs:     counter("epochs_begun_total", "Counter epochs begun by this consumer."),
 	}

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -58,6 +59,8 @@ const (
 	// miss is given to them later, at the price of a new epoch if it is much. statePatience is the same for a look.
 	applyPatience = time.Second
 	statePatience = 5 * time.Second
+	// maxNarrow bounds the accounts that are remembered as warned about: more than these say no more than these.
+	maxNarrow = 1000
 )
 
 // Sink is the quota projection: it implements consumers.Sink and consumers.Looker.
@@ -70,6 +73,9 @@ type Sink struct {
 	metrics  *metrics
 	registry registry
 	waits    waits
+
+	narrowMu sync.Mutex
+	narrow   map[ledger.Account]bool // guarded by narrowMu: warned about once, since every flush of theirs says it again
 }
 
 var (
@@ -144,6 +150,29 @@ func (s *Sink) report(partition int, r *sqlstore.FlushResult) {
 	for _, a := range r.Alarms {
 		s.log.Error("balance alarm", "partition", partition, "alarm", a)
 	}
+	if len(r.Restored) > 0 {
+		s.log.Warn("the database had lost transactions that are in the log; they were done again", "partition", partition, "count", len(r.Restored), "first", r.Restored[0])
+	}
+	s.metrics.saturated.Add(float64(len(r.Saturated)))
+	for _, a := range r.Saturated {
+		if s.firstTime(a) {
+			s.log.Warn("a balance does not fit New API's column, which stays at its limit; the ledger goes on counting", "partition", partition, "account", a.String())
+		}
+	}
+}
+
+// firstTime reports whether an account is to be warned about.
+func (s *Sink) firstTime(a ledger.Account) bool {
+	s.narrowMu.Lock()
+	defer s.narrowMu.Unlock()
+	if s.narrow[a] || len(s.narrow) >= maxNarrow {
+		return false
+	}
+	if s.narrow == nil {
+		s.narrow = map[ledger.Account]bool{}
+	}
+	s.narrow[a] = true
+	return true
 }
 
 // step gives the counters what was committed, if they stand at its beginning.
