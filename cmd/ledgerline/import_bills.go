@@ -35,7 +35,7 @@ const saveEvery = 5 * time.Second
 // writes nowhere but into its state file and the report.
 func billsMode(flags *flag.FlagSet) importJob {
 	var f billsFlags
-	flags.StringVar(&f.since, "since", "", "with -check-bills: only bills since a `time`: 2026-11-01, 2026-11-01T08:00:00Z, or an age such as 30d or 12h")
+	flags.StringVar(&f.since, "since", "", "with -check-bills: only bills since a `time`: 2026-11-01 (midnight in TZ), 2026-11-01T08:00:00Z, or an age such as 30d or 12h")
 	flags.StringVar(&f.until, "until", "", "with -check-bills: only bills before a `time`")
 	flags.StringVar(&f.html, "html", "", "with -check-bills: write the report as a page to a `file`, too")
 	flags.StringVar(&f.state, "state", "", "with -check-bills: the `file` to go on from after a stop (default: "+billsState+" in DATA_DIR)")

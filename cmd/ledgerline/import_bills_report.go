@@ -248,7 +248,7 @@ func (r *billsReport) verdict() string {
 	case agreed == r.Bills:
 		return fmt.Sprintf("All %s bills agree to the unit.", thousands(r.Bills))
 	case differ.Bills > 0:
-		return fmt.Sprintf("%s of %s bills differ for no known reason: look at the examples before the switch.", thousands(differ.Bills), thousands(r.Bills))
+		return fmt.Sprintf("Bills that differ for no known reason: %s of %s. Look at the examples before the switch.", thousands(differ.Bills), thousands(r.Bills))
 	default:
 		return fmt.Sprintf("No bill contradicts: %s of %s agree to the unit, the others are explained below.", thousands(agreed), thousands(r.Bills))
 	}

@@ -370,7 +370,7 @@ func TestCheckBillsTellsReasons(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	for _, part := range []string{
-		"1 of 19 bills differ for no known reason", "prices changed since: model ratio", "bills: 8; charged 2400, today 1600: -800 quota units, -$0.0016",
+		"Bills that differ for no known reason: 1 of 19.", "prices changed since: model ratio", "bills: 8; charged 2400, today 1600: -800 quota units, -$0.0016",
 		"row 3, 2025-11-28 00:00:03 UTC, house, group default: charged 201, today 200 (ratio: input 100, output 0; model ratio 2",
 		"row 5, 2025-11-28 00:00:05 UTC, house, group default: charged 300, today 200; model ratio: then 3, now 2",
 	} {
