@@ -244,12 +244,31 @@ func tariffOf(options map[string]string) (t tariff, err error) {
 	if t.book, err = ledger.ParsePriceBookWith(options, rating.Compiler(time.Now)); err != nil {
 		return tariff{}, err //nolint:wrapcheck // it names the option
 	}
-	if groups, ok := options["AutoGroups"]; ok && groups != "" {
+	t.autoGroups = []string{"default"} // New API's default
+	if groups := options["AutoGroups"]; groups != "" {
+		t.autoGroups = nil
 		if err := json.Unmarshal([]byte(groups), &t.autoGroups); err != nil {
-			return tariff{}, fmt.Errorf("option AutoGroups: %w", err)
+			return tariff{}, fmt.Errorf("option AutoGroups: a JSON list of groups is needed: %w", err)
+		}
+	}
+	if groups := options["UserUsableGroups"]; groups != "" {
+		if err := json.Unmarshal([]byte(groups), &t.usable); err != nil {
+			return tariff{}, fmt.Errorf("option UserUsableGroups: a JSON object of labels is needed: %w", err)
 		}
 	}
 	return t, nil
+}
+
+// auto resolves the group auto for a user: the first of AutoGroups that the user may use. Which of them has a channel for the
+// model is not known here.
+func (t *tariff) auto(userGroup string) (string, error) {
+	for _, group := range t.autoGroups {
+		_, usable := t.usable[group]
+		if usable || t.usable == nil || group == userGroup {
+			return group, nil
+		}
+	}
+	return "", fmt.Errorf("the key's group is auto, and a user of group %s may use none of AutoGroups (%s)", userGroup, strings.Join(t.autoGroups, ", "))
 }
 
 // print writes the report: a table of tags, then each bill that differs or cannot be rated.

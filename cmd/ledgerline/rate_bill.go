@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"unicode/utf8"
@@ -63,6 +62,7 @@ type priced struct {
 type tariff struct {
 	book       *ledger.PriceBook
 	autoGroups []string
+	usable     map[string]string // UserUsableGroups; nil: every group
 }
 
 // price rates one bill from its input. An error is an *ledger.UnpricedError or *ledger.UnsupportedError, or says why the
@@ -90,10 +90,10 @@ func (t tariff) ask(in billInput) (priced, ledger.RateInput, error) {
 	in.readUsage(&out)
 	group := in.TokenGroup
 	if group == "auto" {
-		if len(t.autoGroups) == 0 {
-			return out, ledger.RateInput{}, errors.New("the token's group is auto, but AutoGroups is empty")
+		var err error
+		if group, err = t.auto(in.UserGroup); err != nil {
+			return out, ledger.RateInput{}, err
 		}
-		group = t.autoGroups[0]
 	}
 	return out, ledger.RateInput{
 		Model:     in.Model,

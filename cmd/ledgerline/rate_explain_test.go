@@ -100,7 +100,9 @@ func TestRateExplainsABill(t *testing.T) {
 // Without -options the prices are those of the database, which is only read.
 func TestRateExplainsByTheDatabase(t *testing.T) {
 	t.Chdir(t.TempDir())
-	file := smallDatabase(t, 1, func(exec func(string, ...any)) { exec(`INSERT INTO options VALUES ('AutoGroups', '["vip"]')`) })
+	file := smallDatabase(t, 1, func(exec func(string, ...any)) {
+		exec(`INSERT INTO options VALUES ('AutoGroups', '["staff", "vip", "default"]'), ('UserUsableGroups', '{"vip": "VIP"}')`)
+	})
 	before, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -121,6 +123,11 @@ func TestRateExplainsByTheDatabase(t *testing.T) {
 	if bill.Quota != 200 || bill.Group != "vip" || bill.Prices != "the database" || len(bill.Terms) != 1 || bill.Terms[0].Quota != "200" {
 		t.Errorf("%+v", bill)
 	}
+	// A user's own group may be used, too; a key that may use none of the groups has no price.
+	if out, err := explain(t, map[string]string{"SQLITE_PATH": file}, "-model", "house", "-user-group", "staff", "-group", "auto", "-usage", `{"prompt_tokens":1}`); err != nil ||
+		!strings.Contains(out, "in group staff") {
+		t.Errorf("%v\n%s", err, out)
+	}
 	if after, err := os.ReadFile(file); err != nil || !bytes.Equal(before, after) {
 		t.Errorf("the database was changed: %v", err)
 	}
@@ -133,6 +140,10 @@ func TestRateExplainRefuses(t *testing.T) {
 	}
 	t.Chdir(t.TempDir())
 	groups := filepath.Join(options, "groups.json")
+	mine := filepath.Join(t.TempDir(), "mine.json")
+	if err := os.WriteFile(mine, []byte(`{"AutoGroups": ["vip"], "UserUsableGroups": {"default": "d"}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		name string
 		args []string
@@ -153,6 +164,7 @@ func TestRateExplainRefuses(t *testing.T) {
 		{"a name that is not there", []string{"-model", "gpt-4o", "-options", options, "-set", "mine"}, "-set must be one of custom, defaults", true},
 		{"a name without a directory", []string{"-model", "gpt-4o", "-set", "mine"}, "-set names a file", true},
 		{"an endpoint that is none", []string{"-model", "gpt-4o", "-options", groups, "-endpoint", "chat"}, "/v1/chat/completions is needed", true},
+		{"auto, and no group", []string{"-model", "gpt-4o", "-options", mine, "-group", "auto", "-usage", `{"prompt_tokens":1}`}, "may use none of AutoGroups (vip)", false},
 		{"no database", []string{"-model", "gpt-4o", "-usage", `{"prompt_tokens":1}`}, "or give -options", true},
 	} {
 		_, err := explain(t, nil, c.args...)
