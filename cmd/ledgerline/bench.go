@@ -39,6 +39,8 @@ func benchCommand(ctx context.Context, args []string, getenv func(string) string
 			return benchProjection(ctx, args[1:], getenv, stdout, stderr)
 		case "consumers":
 			return benchConsumers(ctx, args[1:], getenv, stdout, stderr)
+		case "growth":
+			return benchGrowth(ctx, args[1:], getenv, stdout, stderr)
 		}
 	}
 	o, err := benchFlags(args, stderr)
@@ -85,12 +87,13 @@ func (b *bench) close() {
 
 // target is one thing to measure.
 type target struct {
-	name  string
-	url   string
-	key   string
-	pids  map[string]int     // processes whose CPU counts, by name
-	idle  map[string]float64 // what they use when nothing happens, CPU seconds a second
-	child *child             // the proxy or the relay; nil if there is none
+	name   string
+	url    string
+	key    string
+	tokens int                // if above 0: each request has the key of one of so many tokens
+	pids   map[string]int     // processes whose CPU counts, by name
+	idle   map[string]float64 // what they use when nothing happens, CPU seconds a second
+	child  *child             // the proxy or the relay; nil if there is none
 }
 
 // own are the processes of a target that are this program: what they still have to do after a load counts as its cost.
@@ -246,9 +249,17 @@ func (b *bench) relay(ctx context.Context, name, build string, engines map[strin
 	if err != nil {
 		return target{}, err
 	}
+	t, err := b.startNode(ctx, name, build, env, engines != nil)
+	t.key = key
+	return t, err
+}
+
+// startNode starts a node of a build on what env names, and waits until it is ready.
+func (b *bench) startNode(ctx context.Context, name, build string, env map[string]string, split bool) (target, error) {
+	env = maps.Clone(env)
 	// On engines the two halves of a node are processes of their own, so that the cost of the relay itself shows.
 	role, others := "serve", map[string]int{}
-	if engines != nil {
+	if split {
 		c, err := b.startBuild(ctx, name+", consumers", build, env, "consume")
 		if err != nil {
 			return target{}, err
@@ -264,10 +275,10 @@ func (b *bench) relay(ctx context.Context, name, build string, engines map[strin
 	if err != nil {
 		return target{}, err
 	}
-	t := target{name: name, url: c.url, key: key, pids: others, child: c}
+	t := target{name: name, url: c.url, pids: others, child: c}
 	t.pids["relay"] = c.pid()
-	for variable, addr := range engines {
-		if engine := engineNames[variable]; engine != "" {
+	for variable, engine := range engineNames {
+		if addr := env[variable]; addr != "" {
 			if pid := listenerOf(addr); pid > 0 {
 				t.pids[engine] = pid
 			}

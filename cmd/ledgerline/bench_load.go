@@ -223,7 +223,7 @@ func benchPost(ctx context.Context, t *target, body []byte) (*http.Request, erro
 	if err != nil {
 		return nil, fmt.Errorf("build request: %w", err)
 	}
-	req.Header.Set("Authorization", "Bearer "+t.key)
+	req.Header.Set("Authorization", "Bearer "+t.bearer())
 	req.Header.Set("Content-Type", "application/json")
 	return req, nil
 }

@@ -187,27 +187,36 @@ func (r *Routes) Pick(group, model string, attempt int, tried []int64) *Channel 
 	if len(tier) == 1 {
 		return tier[0]
 	}
-	fresh := make([]*Channel, 0, len(tier))
-	var total int64
+	fresh, total := 0, int64(0)
 	for _, c := range tier {
 		if !slices.Contains(tried, c.ID) {
-			fresh = append(fresh, c)
+			fresh++
 			total += c.Weight
 		}
 	}
-	if len(fresh) == 0 {
+	if fresh == 0 {
 		return tier[rand.IntN(len(tier))]
 	}
-	if total == 0 {
-		return fresh[rand.IntN(len(fresh))]
+	// The draw counts units of weight, or channels if none has any. Nothing is allocated: a tier may have thousands.
+	weighted := total > 0
+	if !weighted {
+		total = int64(fresh)
 	}
 	n := rand.Int64N(total)
-	for _, c := range fresh {
-		if n -= c.Weight; n < 0 {
+	for _, c := range tier {
+		if slices.Contains(tried, c.ID) {
+			continue
+		}
+		if weighted {
+			n -= c.Weight
+		} else {
+			n--
+		}
+		if n < 0 {
 			return c
 		}
 	}
-	return fresh[len(fresh)-1]
+	panic("a draw below the sum of the weights found no channel")
 }
 
 // Groups returns the groups that a request of this user and token may be served from, in order. An empty result
