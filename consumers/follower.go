@@ -22,9 +22,9 @@ type follower struct {
 	reached  int64 // the offset after what is pending
 	bytes    int   // fetched bytes that pending keeps alive
 	due      time.Time
-	looked   time.Time
-	lookBad  bool // the last look failed
-	progress bool // something was applied
+	looked   int64 // the tick of the last look, see Runner.tick
+	lookBad  bool  // the last look failed
+	progress bool  // something was applied
 }
 
 // run follows the partition. It returns ctx's error, ErrFenced, a *stop, or a failure that may pass.
@@ -92,7 +92,7 @@ func (f *follower) follow(ctx context.Context) error {
 				return err
 			}
 		}
-		if f.r.look != nil && time.Since(f.looked) >= f.r.cfg.LookEvery {
+		if f.r.look != nil && f.looked < f.r.tick(time.Now()) {
 			if err := f.lookNow(ctx); err != nil {
 				return err
 			}
@@ -107,7 +107,7 @@ func (f *follower) untilNext() time.Duration {
 		wait = time.Until(f.due)
 	}
 	if f.r.look != nil {
-		wait = min(wait, f.r.cfg.LookEvery-time.Since(f.looked))
+		wait = min(wait, time.Until(f.r.born.Add(time.Duration(f.looked+1)*f.r.cfg.LookEvery)))
 	}
 	return max(0, wait)
 }
@@ -246,7 +246,7 @@ func (f *follower) lookNow(ctx context.Context) error {
 		return nil
 	}
 	err := f.r.look.Look(ctx, f.partition)
-	f.looked = time.Now()
+	f.looked = f.r.tick(time.Now())
 	switch {
 	case err == nil, ctx.Err() != nil:
 		f.lookBad = false

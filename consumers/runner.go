@@ -68,6 +68,7 @@ type Runner struct {
 	cfg      Config
 	group    *eventlog.Group
 	metrics  *metrics
+	born     time.Time
 	buffered atomic.Int64 // bytes waiting, all partitions
 
 	mu     sync.Mutex
@@ -131,6 +132,7 @@ func NewRunner(client *eventlog.Client, sink Sink, cfg Config) (*Runner, error) 
 		cfg:    cfg,
 		group:  eventlog.NewGroup(client, eventlog.GroupConfig{ID: cfg.Group, Partitions: cfg.Partitions, Logger: cfg.Logger}),
 		status: map[int]*Status{},
+		born:   time.Now(),
 	}
 	r.look, _ = sink.(Looker)
 	r.metrics = newMetrics(cfg.Registerer, r)
@@ -152,6 +154,9 @@ func (r *Runner) Status() []Status {
 	slices.SortFunc(all, func(a, b Status) int { return a.Partition - b.Partition })
 	return all
 }
+
+// tick numbers the moments at which partitions look. They look together, so that what they ask the counters is one question.
+func (r *Runner) tick(now time.Time) int64 { return int64(now.Sub(r.born) / r.cfg.LookEvery) }
 
 // set changes the status of a partition.
 func (r *Runner) set(partition int, change func(*Status)) {

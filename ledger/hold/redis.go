@@ -68,6 +68,7 @@ type Redis struct {
 	prefix  string
 	log     *slog.Logger
 	calls   *combiner
+	looks   *combiner // of State
 	repeats atomic.Uint64
 	down    atomic.Bool // the last trip failed
 }
@@ -86,6 +87,7 @@ func NewRedis(cfg RedisConfig) (*Redis, error) {
 		r.log = slog.New(slog.DiscardHandler)
 	}
 	r.calls = newCombiner(tripsAtOnce, r.fly)
+	r.looks = newCombiner(1, r.look)
 	if cfg.Metrics != nil {
 		if err := cfg.Metrics.Register(collector{r}); err != nil {
 			return nil, fmt.Errorf("register the metrics of redis: %w", err)

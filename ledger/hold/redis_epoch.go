@@ -9,48 +9,65 @@ import (
 	"ledgerline/ledger"
 )
 
-// State implements [Membership]. Nodes ask for all partitions several times a second, so a server is asked once for all of its own;
-// a cluster is asked for each, in one pipeline: its partitions lie in different slots.
+// State implements [Membership]. Nodes and consumers ask several times a second, so a server is asked once for all of its partitions:
+// those of one call, and those of calls that come at about the same time. A cluster is asked for each, in one pipeline: its
+// partitions lie in different slots.
 func (r *Redis) State(ctx context.Context, partitions ...int) ([]ledger.Counters, error) {
-	var requests []*request
-	for _, partition := range partitions {
+	calls := make([]*call, len(partitions))
+	for i, partition := range partitions {
 		if err := checkPartition(partition); err != nil {
 			return nil, fmt.Errorf("read the state of counters: %w", err)
 		}
-		if len(requests) == 0 || r.cluster {
-			requests = append(requests, &request{})
-		}
-		q := requests[len(requests)-1]
-		q.partitions = append(q.partitions, partition)
+		calls[i] = &call{partition: partition, done: make(chan struct{})}
 	}
-	if len(requests) == 0 {
+	if len(calls) == 0 {
 		return nil, nil
 	}
-	r.exec(ctx, ControlTimeout, stateScript, requests)
-	states := make([]ledger.Counters, 0, len(partitions))
-	for _, q := range requests {
-		for i, partition := range q.partitions {
-			state, err := q.state(i, partition)
-			if err != nil {
-				return nil, fmt.Errorf("read the state of counters of partition %d: %w", partition, err)
-			}
-			states = append(states, state)
+	ctx, cancel := context.WithTimeout(ctx, ControlTimeout)
+	defer cancel()
+	if err := r.looks.do(ctx, calls...); err != nil {
+		return nil, fmt.Errorf("read the state of counters: %w", err)
+	}
+	states := make([]ledger.Counters, len(partitions))
+	for i, c := range calls {
+		var err error
+		if states[i], err = decodeState(c.partition, c.reply); err != nil {
+			return nil, fmt.Errorf("read the state of counters of partition %d: %w", c.partition, err)
 		}
 	}
 	return states, nil
 }
 
-// state decodes the reply to the i-th key of a request of stateScript.
-func (q *request) state(i, partition int) (ledger.Counters, error) {
+// look makes one trip for the states of all partitions that are asked for.
+func (r *Redis) look(calls []*call) {
+	var requests []*request
+	for _, c := range calls {
+		if len(requests) == 0 || r.cluster {
+			requests = append(requests, &request{})
+		}
+		q := requests[len(requests)-1]
+		q.partitions = append(q.partitions, c.partition)
+	}
+	r.exec(context.Background(), ControlTimeout, stateScript, requests)
+	for _, q := range requests {
+		for i := range q.partitions {
+			calls[i].reply, calls[i].err = q.stateReply(i)
+		}
+		calls = calls[len(q.partitions):]
+	}
+}
+
+// stateReply returns the reply to the i-th key of a request of stateScript.
+func (q *request) stateReply(i int) ([]any, error) {
 	if q.err != nil {
-		return ledger.Counters{}, q.err
+		return nil, q.err
 	}
 	if i < len(q.reply) {
 		if reply, ok := q.reply[i].([]any); ok {
-			return decodeState(partition, reply)
+			return reply, nil
 		}
 	}
-	return ledger.Counters{}, errNoReply
+	return nil, errNoReply
 }
 
 func decodeState(partition int, reply []any) (ledger.Counters, error) {
