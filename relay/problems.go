@@ -46,6 +46,10 @@ func rebuilding() *dialect.Problem {
 	return problem(http.StatusServiceUnavailable, codeRebuilding, "quotas are being rebuilt, try again shortly")
 }
 
+func full() *dialect.Problem {
+	return problem(http.StatusServiceUnavailable, codeFull, "the node is at its limit, try again shortly")
+}
+
 func noChannel(model, group string) *dialect.Problem {
 	return refused(http.StatusServiceUnavailable, "model_not_found", "No available channel for model "+model+" under group "+group)
 }
@@ -69,7 +73,7 @@ func (x *exchange) admissionProblem(err error) (p *dialect.Problem, retryAfter i
 	case x.r.Context().Err() != nil:
 		return clientGone(), 0
 	case errors.Is(err, desk.ErrFull), errors.Is(err, journal.ErrFull):
-		return problem(http.StatusServiceUnavailable, codeFull, "the node is at its limit, try again shortly"), 1
+		return full(), 1
 	case errors.Is(err, desk.ErrStopping):
 		return problem(http.StatusServiceUnavailable, codeStopping, "the node is shutting down, try again"), 1
 	case errors.Is(err, journal.ErrNoLog):

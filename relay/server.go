@@ -10,6 +10,7 @@
 //	admit.go    body → hold
 //	attempt.go  channels, retries, upstream failures
 //	stream.go   a streamed answer
+//	overload.go refusing what the processors cannot do
 //	quota.go    keeping a stream of unknown length paid for
 //	plain.go    an answer in one piece
 //	settle.go   the meter's result → usage event
@@ -73,7 +74,9 @@ type Config struct {
 
 	// ChannelFailed is told of upstream failures that may disable a channel (New API's rules); it must not block.
 	ChannelFailed func(f ChannelFailure)
-	Now           func() time.Time // nil: time.Now
+	// Runnable counts the goroutines that wait for a processor, for one caller at a time; nil: as the runtime does.
+	Runnable func() int
+	Now      func() time.Time // nil: time.Now
 }
 
 // ChannelFailure is an upstream's answer that says that a channel, or one of its keys, is of no use any more.
@@ -91,6 +94,7 @@ type Server struct {
 	now     func() time.Time
 	metrics *metrics
 	limits  dialect.Limits
+	load    *overload
 	charged atomic.Int64
 	buffers sync.Pool // of *[streamReadBuffer]byte
 
@@ -123,6 +127,7 @@ func New(cfg Config) *Server {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, now: cfg.Now, limits: dialect.DefaultLimits(), metrics: newMetrics(cfg.Metrics),
+		load: newOverload(cfg.Runnable),
 	}
 	s.buffers.New = func() any { return new([streamReadBuffer]byte) }
 	return s
@@ -175,6 +180,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, ep dialect.Endpoi
 	x := s.begin(w, r, ep.String())
 	x.endpoint = ep
 	defer x.done()
+	if s.load.refuses(x.start) {
+		x.retryAfter = 1
+		x.fail(full())
+		return
+	}
 	if p := x.authenticate(); p != nil {
 		x.fail(p)
 		return

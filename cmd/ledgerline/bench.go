@@ -238,9 +238,13 @@ func (b *bench) targets(ctx context.Context) ([]target, error) {
 
 // relay starts a node of a build ("": this one), with a user, an unlimited key and a channel to the mock upstream in its database.
 func (b *bench) relay(ctx context.Context, name, build string, engines map[string]string) (target, error) {
+	idle := 2 * b.o.concurrency
+	if slices.Contains(b.o.measure, measureOverload) {
+		idle = overloadClients
+	}
 	env := map[string]string{
 		"DATA_DIR": filepath.Join(b.dir, name), "PORT": "0", "BATCH_UPDATE_ENABLED": "true", "BATCH_UPDATE_INTERVAL": "1",
-		"RELAY_MAX_IDLE_CONNS_PER_HOST": strconv.Itoa(2 * b.o.concurrency), "RELAY_MAX_IDLE_CONNS": strconv.Itoa(4 * b.o.concurrency),
+		"RELAY_MAX_IDLE_CONNS_PER_HOST": strconv.Itoa(idle), "RELAY_MAX_IDLE_CONNS": strconv.Itoa(2 * idle),
 	}
 	for k, v := range engines {
 		env[k] = v

@@ -17,13 +17,15 @@ const (
 	overloadBy = 2
 	// overloadPatience is how long a client waits for its answer before it gives up.
 	overloadPatience = 10 * time.Second
+	// overloadClients bounds the requests under way, and with them what the load itself costs on the same machine.
+	overloadClients = 4096
 	// offerEvery is how often requests are let go; finer steps the clock of a busy machine does not keep.
 	offerEvery = 5 * time.Millisecond
 )
 
 // offered is what became of the requests of an open load: they come at their own pace, whether the earlier ones were answered or not.
 type offered struct {
-	sent                                int64
+	due, sent                           int64 // those that were due while all clients waited were not sent
 	answered, refused, unexplained, bad atomic.Int64
 	mu                                  sync.Mutex
 	why                                 error
@@ -35,28 +37,37 @@ func (b *bench) overload(ctx context.Context, t *target) error {
 	if err != nil {
 		return err
 	}
-	peak := 0.0
+	peak, usual := 0.0, []float64{} // requests/s; CPU µs of the relay for each
 	for range b.o.runs {
 		if err := settle(ctx, t); err != nil {
 			return err
 		}
+		cpu, _ := procStat(t.child.pid())
 		r, err := b.load(ctx, t, body, b.o.duration)
 		if err != nil {
 			return err
 		}
+		now, _ := procStat(t.child.pid())
 		peak = max(peak, r.perSecond(b.o.duration))
+		usual = append(usual, float64((now-cpu).Microseconds())/float64(len(r.latencies)))
 	}
 	if err := settle(ctx, t); err != nil {
 		return err
 	}
 	var o offered
 	lasts := 2 * overloadPatience // so that what gives up is seen
+	before, _ := procStat(t.child.pid())
 	answered, took := b.offer(ctx, t, body, overloadBy*peak, lasts, &o)
-	_, rss := procStat(t.child.pid())
-	fmt.Fprintf(b.out, "\n%s: %.0f requests/s at the peak (%d clients). Offered %.0f/s for %s: %.0f/s answered (%.0f%% of the peak) while it lasted, "+
-		"%d of %d in all; %d refused with 429 or 503 and Retry-After, %d refused otherwise, %d failed; memory %d MB\n",
-		t.name, peak, b.o.concurrency, float64(o.sent)/took.Seconds(), took.Round(time.Second), float64(answered)/took.Seconds(),
-		100*float64(answered)/took.Seconds()/peak, o.answered.Load(), o.sent, o.refused.Load(), o.unexplained.Load(), o.bad.Load(), rss>>20)
+	after, rss := procStat(t.child.pid())
+	each := float64((after - before).Microseconds()) / float64(max(1, o.answered.Load()))
+	fmt.Fprintf(b.out, "\n%s: %.0f requests/s at the peak (%d clients). Offered %.0f/s for %s, %.0f/s sent (at most %d at once): "+
+		"%.0f/s answered while it lasted, %.0f%% of the peak; of %d sent %d answered, %d refused with 429 or 503 and Retry-After, "+
+		"%d refused otherwise, %d failed; memory %d MB\n",
+		t.name, peak, b.o.concurrency, float64(o.due)/took.Seconds(), took.Round(time.Second), float64(o.sent)/took.Seconds(), overloadClients,
+		float64(answered)/took.Seconds(), 100*float64(answered)/took.Seconds()/peak,
+		o.sent, o.answered.Load(), o.refused.Load(), o.unexplained.Load(), o.bad.Load(), rss>>20)
+	fmt.Fprintf(b.out, "  CPU of the relay for each answer, refusals included: %.0f µs, %.0f µs at the peak (%.0f%% of the answers per CPU-second)\n",
+		each, median(usual), 100*median(usual)/each)
 	if o.why != nil {
 		fmt.Fprintf(b.out, "  one of the failures: %v\n", o.why)
 	}
@@ -65,8 +76,8 @@ func (b *bench) overload(ctx context.Context, t *target) error {
 
 // offer lets requests go at a fixed rate, and returns how many were answered while it did, and how long that was.
 func (b *bench) offer(ctx context.Context, t *target, body []byte, rate float64, lasts time.Duration, o *offered) (answered int64, took time.Duration) {
-	transport := demoTransport(4 * b.o.concurrency)
-	client := &http.Client{Transport: transport, Timeout: overloadPatience}
+	client := &http.Client{Transport: demoTransport(overloadClients), Timeout: overloadPatience}
+	clients := make(chan struct{}, overloadClients)
 	defer client.CloseIdleConnections()
 	var flying sync.WaitGroup
 	began := time.Now()
@@ -75,8 +86,16 @@ func (b *bench) offer(ctx context.Context, t *target, body []byte, rate float64,
 	for took < lasts && ctx.Err() == nil {
 		<-tick.C
 		took = time.Since(began)
-		for ; float64(o.sent) < rate*took.Seconds(); o.sent++ {
-			flying.Go(func() { o.one(ctx, client, t, body) })
+		for ; float64(o.due) < rate*took.Seconds(); o.due++ {
+			select {
+			case clients <- struct{}{}:
+				o.sent++
+				flying.Go(func() {
+					o.one(ctx, client, t, body)
+					<-clients
+				})
+			default:
+			}
 		}
 	}
 	answered = o.answered.Load()
