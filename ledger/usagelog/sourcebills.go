@@ -24,8 +24,12 @@ type BillsAt struct {
 	Last  int64 `json:"last"`
 }
 
-// billRows is how many rows are in memory at once (L7): with their JSON a few megabytes.
-const billRows = 4000
+// Bounds of a read (L7): billRows rows are in memory at once, with their JSON a few megabytes. What is cut off the JSON is no
+// JSON any more; New API's has some hundred bytes, and a few thousand where it holds an expression.
+const (
+	billRows      = 4000
+	maxOtherChars = 16_384
+)
 
 // billColumns are the columns of a bill, in the order of billFields.
 var billColumns = []string{"id", "user_id", "created_at", "quota", "prompt_tokens", "completion_tokens", "model_name", "`group`", "request_id", "other"}
@@ -41,7 +45,9 @@ func (l *Logs) columnsOfBills(read func(column string) string) string {
 		if !slices.Contains(l.table.columns, strings.Trim(c, "`")) {
 			c = emptyOf(c)
 		}
-		all[i] = read(c)
+		if all[i] = read(c); c == "other" {
+			all[i] = fmt.Sprintf("SUBSTRING(%s, 1, %d)", all[i], maxOtherChars)
+		}
 	}
 	return strings.Join(all, ", ")
 }

@@ -82,6 +82,31 @@ func TestBillsOfLogs(t *testing.T) {
 	}
 }
 
+// A row whose JSON was blown up does not fill the memory: it comes without the rest of it.
+func TestBillsOfLogsAreBounded(t *testing.T) {
+	for name, config := range configs {
+		t.Run(name, func(t *testing.T) {
+			ctx, cfg := t.Context(), config(t)
+			db := rawOf(t, cfg)
+			db.exec(newAPITables[name])
+			db.exec("INSERT INTO logs (user_id, created_at, type, quota, `group`, other) VALUES (1, 1764288000, 2, 5, '', '{\"n\":\"" + strings.Repeat("x", 100_000) + "\"}')")
+			logs, err := usagelog.OpenLogs(ctx, usagelog.Config{DSN: cfg.DSN, SQLitePath: cfg.SQLitePath})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer logs.Close()
+			at, _, err := logs.FindBills(ctx, usagelog.BillSpan{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			bills, _ := readBills(t, logs, usagelog.BillSpan{}, at)
+			if len(bills) != 1 || bills[0].Quota != 5 || len(bills[0].Other) != 16_384 {
+				t.Errorf("%d bills, the first with %d bytes", len(bills), len(bills[0].Other))
+			}
+		})
+	}
+}
+
 // readPlace is where a batch ended.
 type readPlace struct {
 	read int
