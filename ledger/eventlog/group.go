@@ -25,6 +25,8 @@ const (
 	joinBackoff = 250 * time.Millisecond
 	// commitEvery spaces the advisory commits: they serve lag displays only.
 	commitEvery = 5 * time.Second
+	// topicLook is how often a member without partitions looks whether there is something to share again.
+	topicLook = 2 * time.Second
 	// complainEvery spaces log lines while joining keeps failing.
 	complainEvery = 30 * time.Second
 )
@@ -44,6 +46,8 @@ type Group struct {
 
 	mu      sync.Mutex
 	offsets map[int]int64 // to be committed
+
+	surplus bool // Run's: the member got nothing though the topic is there, and asked again
 }
 
 // NewGroup returns a group that reads client's topic. It joins in Run.
@@ -117,6 +121,46 @@ func (g *Group) start(ctx context.Context, generation *kafka.Generation, handle 
 		})
 	}
 	generation.Start(func(alive context.Context) { g.commit(ctx, alive, generation) })
+	if len(partitions) > 0 {
+		g.surplus = false
+		return
+	}
+	ask := !g.surplus
+	g.surplus = true
+	generation.Start(func(alive context.Context) {
+		if !g.awaitTopic(ctx, alive, ask) {
+			<-alive.Done()
+		}
+	})
+}
+
+// awaitTopic returns true when the topic is there that was missing, which ends the generation: a group that was formed without a
+// topic (a cluster that came back without its data) shares nothing, and Kafka does not tell it when there is something. With
+// ask it does so too if the topic is there at once: it may have come just after the partitions were shared. A member that is
+// one too many asks once, in vain.
+func (g *Group) awaitTopic(ctx, alive context.Context, ask bool) bool {
+	for {
+		topic, _, err := g.client.describe(alive)
+		switch {
+		case err == nil && ready(topic, g.cfg.Partitions):
+			if ask {
+				return true
+			}
+		case err == nil, errors.Is(err, kafka.UnknownTopicOrPartition):
+			ask, g.surplus = true, false
+		}
+		timer := time.NewTimer(topicLook)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return false
+		case <-alive.Done():
+			timer.Stop()
+			return false
+		}
+		g.client.refresh() // what is cached may speak of the cluster as it was
+	}
 }
 
 // Committed notes that a sink has everything of partition below offset, to be told to Kafka at leisure.

@@ -133,6 +133,37 @@ func (o *owners) awaitBoth(t *testing.T) {
 	}
 }
 
+// A group that was formed while the topic was missing shares it as soon as it is there: a cluster may come back without its
+// data.
+func TestGroupWaitsForTheTopic(t *testing.T) {
+	onEveryLog(t, 1, func(t *testing.T, client *eventlog.Client) {
+		const p = 4
+		late, err := eventlog.NewClient(eventlog.Config{Brokers: client.Brokers(), Topic: ledgertest.UniqueName("late")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(late.Close)
+		o := &owners{owned: map[int]string{}, changed: make(chan struct{}, 1)}
+		group := ledgertest.UniqueName("group")
+		leaveA := o.member(t, late, group, "a", p)
+		leaveB := o.member(t, late, group, "b", p)
+		deadline := time.Now().Add(60 * time.Second)
+		for formed := false; !formed; {
+			res, err := direct(t, client).DescribeGroups(t.Context(), &kafka.DescribeGroupsRequest{GroupIDs: []string{group}})
+			formed = err == nil && len(res.Groups) == 1 && res.Groups[0].GroupState == "Stable" && len(res.Groups[0].Members) == 2
+			if !formed && time.Now().After(deadline) {
+				t.Fatalf("the group did not form: %+v, %v", res, err)
+			}
+		}
+		if _, err := late.EnsureTopic(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		o.awaitBoth(t)
+		leaveA()
+		leaveB()
+	})
+}
+
 // A broker that is not there yet is waited for.
 func TestGroupWaitsForTheBroker(t *testing.T) {
 	dir := t.TempDir()
