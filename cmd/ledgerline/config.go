@@ -237,7 +237,7 @@ func (c *config) outOfBounds() (bad []string) {
 		{"REDIS_POOL_SIZE", int64(c.RedisPoolSize), 0, 10_000},
 		{"REDIS_CONN_POOL_SIZE", int64(c.RedisConnPoolSize), 0, 10_000},
 		{"KAFKA_PARTITIONS", int64(c.KafkaPartitions), 1, 1024},
-		{"JOURNAL_MAX_MB", c.JournalMaxMB, 64, 1 << 20},
+		{"JOURNAL_MAX_MB", c.JournalMaxMB, 8, 1 << 20},
 		{"SYNC_FREQUENCY", int64(c.SyncFrequency), 1, 86400},
 		{"BATCH_UPDATE_INTERVAL", int64(c.BatchInterval), 1, 3600},
 		{"STREAMING_TIMEOUT", int64(c.StreamingTimeout), 1, 86400},

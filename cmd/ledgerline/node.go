@@ -169,10 +169,14 @@ func (n *node) parts() []relay.Routes {
 	return []relay.Routes{n.relay, n.console}
 }
 
+// journalSegment is the size of a journal's files: a whole one is read at once by recovery.
+const journalSegment = 16 << 20
+
 func (n *node) journalConfig() journal.Config {
 	return journal.Config{
 		Root: n.cfg.JournalDir, Partitions: n.stores.log.Partitions, MaxBytes: n.cfg.JournalMaxMB << 20,
-		Slots: desk.MaxOpen, Keep: n.cfg.JournalKeep, Logger: n.log,
+		SegmentBytes: min(journalSegment, n.cfg.JournalMaxMB<<20/4), // the least number of segments that a journal has
+		Slots:        desk.MaxOpen, Keep: n.cfg.JournalKeep, Logger: n.log,
 	}
 }
 

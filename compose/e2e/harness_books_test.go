@@ -14,6 +14,7 @@ import (
 
 	"ledgerline/ledger"
 	"ledgerline/ledger/hold"
+	"ledgerline/relay/relaytest"
 )
 
 // partitions is KAFKA_PARTITIONS of every site.
@@ -122,7 +123,11 @@ func (b *books) bills() (map[string]billed, error) {
 // served is what the upstream says of a request: of its attempts, the one that was answered.
 func (b *books) served() map[string]servedRequest {
 	out := map[string]servedRequest{}
-	for _, r := range b.site.upstream.Records() {
+	records, err := relaytest.ReadOracle(b.site.upstream.OraclePath()) // all of them: memory keeps the newest
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, r := range records {
 		if r.Status == 200 {
 			out[r.Request] = servedRequest{user: r.User, prompt: r.Prompt, completion: r.Completion, model: r.Model, finished: r.Finished}
 		}
