@@ -13,8 +13,14 @@ TEST_TIMEOUT  ?= 15m
 # What to test, and further flags: make test PACKAGES=./ledger/... TEST_FLAGS='-run Replay -v'
 PACKAGES      ?= ./...
 TEST_FLAGS    ?=
-# How long make chaos goes on beginning rounds.
+# What make up starts: one server of each engine; three Kafka nodes with Redis Sentinel, or with a Redis Cluster. NODES=1 starts
+# a master, two slaves and nginx, too.
+TOPOLOGY      ?= single
+NODES         ?=
+# How long make chaos goes on beginning rounds, keeps Kafka away, and soaks.
 CHAOS_FOR     ?= 1h
+CHAOS_BOUNDED ?= 10m
+CHAOS_SOAK    ?= 1h
 CHAOS_FLAGS   ?=
 # The packages whose SQL must hold on MySQL as well as on MariaDB.
 MYSQL_PACKAGES ?= ./ledger/sqlstore/... ./ledger/usagelog/...
@@ -32,8 +38,9 @@ test: bin/local ## vet, then all tests: unit, conformance, golden, fuzz seeds, e
 	cd compose/local/chserver && go vet ./... && go test ./...
 	bin/local run -- $(GO_TEST) $(PACKAGES)
 
-chaos: ## everything breaks under traffic, in the order of a seed: CHAOS_FOR=10m CHAOS_FLAGS='-chaos.seed=N'; writes compose/e2e/README.md's table
-	go test ./compose/e2e -run 'TestChaos$$' -count=1 -v -timeout 24h -chaos.for=$(CHAOS_FOR) -chaos.table $(CHAOS_FLAGS)
+chaos: ## everything breaks under traffic, in the order of a seed (CHAOS_FLAGS='-chaos.seed=N'); writes compose/e2e/README.md's table
+	go test ./compose/e2e -run 'TestChaos$$|TestRollingUpdate|TestKafkaAwayAtFullLoad|TestSoak' -count=1 -v -parallel 1 -timeout 24h \
+		-chaos.for=$(CHAOS_FOR) -chaos.bounded=$(CHAOS_BOUNDED) -chaos.soak=$(CHAOS_SOAK) -chaos.table $(CHAOS_FLAGS)
 
 race: bin/local ## the tests under the race detector
 	bin/local run -- $(GO_TEST) -race $(PACKAGES)
@@ -61,8 +68,8 @@ bench-limits: build ## what the tables do not show: a lone client, 1,000 and 5,0
 demo: build ## a relay with a mock upstream and traffic, nothing else needed
 	bin/ledgerline demo
 
-up: bin/local ## start Kafka, MariaDB, Redis and ClickHouse on loopback and print the environment for ledgerline
-	bin/local up
+up: bin/local $(if $(NODES),build) ## start the engines on loopback and print the environment; TOPOLOGY=single|sentinel|cluster, NODES=1 for nodes and nginx, too
+	bin/local up -topology $(TOPOLOGY) $(if $(NODES),-nodes bin/ledgerline)
 
 down: bin/local ## end what make up started; their data stays
 	bin/local down

@@ -48,6 +48,7 @@ func faults() []fault {
 		{"Kafka: leader killed", true, (*stage).leaderKilled},
 		{"Kafka: a broker restarted", false, (*stage).brokerRestarted},
 		{"Kafka: all brokers killed", false, (*stage).kafkaKilled},
+		{"Kafka: data folders emptied", false, (*stage).kafkaEmptied},
 		{"Kafka: lines dead", false, func(g *stage) { g.hanging(g.brokerLines, true) }},
 		{"Kafka: lines slow", false, func(g *stage) { g.slowed(g.brokerLines, 20*time.Millisecond) }},
 		{"MySQL: kill -9", true, func(g *stage) { g.away(g.mysql.Kill, g.mysql.Start, true) }},
@@ -550,4 +551,64 @@ func execOn(ctx context.Context, dsn, statement string) error {
 	defer func() { _ = db.Close() }()
 	_, err = db.ExecContext(ctx, statement)
 	return err
+}
+
+// kafkaEmptied loses the whole log, as when every broker's disk is gone. Requests go on (P3). The operator restarts a master, which
+// makes the topic again, ships once more what the journals have kept, and tells both projections to go on with the new log: what
+// was acknowledged and not yet applied is in none of the stores but the journals.
+func (g *stage) kafkaEmptied() {
+	g.aside.Wait()
+	for _, b := range g.brokers {
+		b.Kill()
+	}
+	g.served(meanwhile)
+	for _, b := range g.brokers {
+		if err := os.RemoveAll(filepath.Join(b.Dir, "data")); err != nil {
+			g.t.Fatal(err)
+		}
+	}
+	g.startKafka()
+	g.restart(g.relays[0])
+	var stopped []int
+	for p := range partitions {
+		if g.books.number("SELECT next_offset FROM ledger_partitions WHERE part = ?", p) > 0 {
+			stopped = append(stopped, p)
+		}
+	}
+	g.wait("both projections say that this is another log", func() error {
+		var n float64
+		for _, w := range g.workers {
+			n += w.metric("ledgerline_consumer_stopped")
+		}
+		if int(n) != 2*len(stopped) {
+			return fmt.Errorf("%v of %d are stopped", n, 2*len(stopped))
+		}
+		return nil
+	})
+	for _, n := range g.relays {
+		g.reship(n, stopped)
+	}
+	for _, projection := range []string{"quota", "usagelog"} {
+		for _, p := range stopped {
+			if got := g.run("consume", "-adopt-log", "-projection", projection, "-partition", fmt.Sprint(p)); got.code != 0 {
+				g.t.Fatalf("adopt the log: exit code %d\n%s%s", got.code, got.stdout, got.stderr)
+			}
+		}
+	}
+	g.drained(g.t)
+}
+
+// reship sends again all that a node's journals have kept.
+func (g *stage) reship(n *node, of []int) {
+	env := g.environment(n.env)
+	env["JOURNAL_DIR"] = filepath.Join(n.dir, "journal")
+	list := run(g.t, command{args: []string{"journal", "list"}, env: env})
+	for line := range strings.Lines(list.stdout) {
+		for _, p := range of {
+			got := run(g.t, command{args: []string{"journal", "reship", "-partition", fmt.Sprint(p), "-producer", strings.Fields(line)[0]}, env: env})
+			if got.code != 0 {
+				g.t.Fatalf("reship: exit code %d\n%s%s", got.code, got.stdout, got.stderr)
+			}
+		}
+	}
 }

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -51,7 +50,10 @@ type lines struct{ mysql, redis, click *proxy }
 func (l lines) all() []*proxy { return []*proxy{l.mysql, l.redis, l.click} }
 
 // newStage starts everything, with some traffic's worth of users, keys and channels.
-func newStage(t *testing.T, seed uint64) *stage {
+func newStage(t *testing.T, seed uint64) *stage { return newStageOf(t, seed, "") }
+
+// newStageOf is newStage with another binary in all nodes.
+func newStageOf(t *testing.T, seed uint64, binary string) *stage {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("-short: needs real engines")
@@ -68,6 +70,9 @@ func newStage(t *testing.T, seed uint64) *stage {
 		g.workers = append(g.workers, g.half("consume", kind))
 	}
 	g.nodes = append(append([]*node(nil), g.relays...), g.workers...)
+	for _, n := range g.nodes {
+		n.binary = binary
+	}
 	if second := g.relays[1]; smallDisk(t, filepath.Join(second.dir, "journal")) {
 		g.full = second
 	}
@@ -146,36 +151,16 @@ func (g *stage) half(command, kind string) *node {
 }
 
 // balancer makes nginx's configuration of the one that compose.yaml uses.
-func (g *stage) balancer(port int, dir string) string { return balancer(g.t, g.relays, port, dir) }
+func (g *stage) balancer(port int, dir string) (string, error) {
+	return balancer(g.relays, port, dir)
+}
 
-func balancer(t testing.TB, relays []*node, port int, dir string) string {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join("..", "nginx.conf"))
-	if err != nil {
-		t.Fatal(err)
+func balancer(relays []*node, port int, dir string) (string, error) {
+	addrs := make([]string, len(relays))
+	for i, n := range relays {
+		addrs[i] = "127.0.0.1:" + strconv.Itoa(n.port)
 	}
-	out := string(text)
-	for i, service := range []string{"master", "slave1", "slave2"} {
-		line := "server " + service + ":3000 "
-		if !strings.Contains(out, line) {
-			t.Fatalf("nginx.conf has no %q", line)
-		}
-		if i < len(relays) {
-			out = strings.Replace(out, line, "server 127.0.0.1:"+strconv.Itoa(relays[i].port)+" ", 1)
-		}
-	}
-	// Names of containers, which the nginx of a distribution cannot look up again, and paths that only root can write.
-	for old, replacement := range map[string]string{
-		" resolve;": ";", "resolver 127.0.0.11 valid=2s;": engines.NginxPaths(dir) + "pid " + filepath.Join(dir, "nginx.pid") + ";",
-		"listen 80;": "listen 127.0.0.1:" + strconv.Itoa(port) + ";", "worker_processes auto;": "",
-	} {
-		if !strings.Contains(out, old) {
-			t.Fatalf("nginx.conf has no %q", old)
-		}
-		out = strings.ReplaceAll(out, old, replacement)
-	}
-	before, after, _ := strings.Cut(out, "pid "+filepath.Join(dir, "nginx.pid")+";")
-	return "pid " + filepath.Join(dir, "nginx.pid") + ";\n" + before + after
+	return engines.NginxInFront(filepath.Join("..", "nginx.conf"), []string{"master", "slave1", "slave2"}, addrs, port, dir)
 }
 
 // begin starts the traffic: streams and plain requests, of clients of whom some leave, to an upstream that sometimes dies.

@@ -105,7 +105,7 @@ func TestSlaveIsAddedUnderTraffic(t *testing.T) {
 	s.nodes = all[:2]
 	s.open()
 	users := s.cast(2)
-	nginx := ledgertest.StartNginx(t, func(port int, dir string) string { return balancer(t, all, port, dir) })
+	nginx := ledgertest.StartNginx(t, func(port int, dir string) (string, error) { return balancer(all, port, dir) })
 	c := newClients(t)
 	var ending atomic.Bool
 	var clients sync.WaitGroup

@@ -34,7 +34,7 @@ func main() {
 	os.Exit(1)
 }
 
-var errUsage = errors.New("usage: local install | up [-dir DIR] | status [-dir DIR] | down [-dir DIR] [-wipe] | run [-mysql] -- COMMAND [ARGUMENT …]")
+var errUsage = errors.New("usage: local install | up [-topology single|sentinel|cluster] [-nodes BINARY] [-dir DIR] | status [-dir DIR] | down [-dir DIR] [-wipe] | run [-mysql] -- COMMAND [ARGUMENT …]")
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
@@ -45,6 +45,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	flags.SetOutput(stderr)
 	dir := flags.String("dir", stateDir(getenv), "state folder: data, logs and the record of what runs")
 	wipe := flags.Bool("wipe", false, "down: remove the data, too")
+	topology := flags.String("topology", single, "up: single, sentinel or cluster")
+	nodes := flags.String("nodes", "", "up: start a master and two slaves of this `binary`, and nginx in front")
 	mysql := flags.Bool("mysql", false, "run: MySQL itself in place of MariaDB")
 	if err := flags.Parse(args); err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
@@ -60,7 +62,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	case "install":
 		return cache.Install(ctx)
 	case "up":
-		return up(ctx, cache, *dir, stdout)
+		return up(ctx, cache, upOptions{dir: *dir, topology: *topology, binary: *nodes}, stdout)
 	case "status":
 		return status(*dir, stdout)
 	case "down":

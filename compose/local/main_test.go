@@ -6,8 +6,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
+	"maps"
 	"net"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,7 +28,7 @@ func local(t *testing.T, getenv func(string) string, args ...string) (stdout, st
 }
 
 func TestUsage(t *testing.T) {
-	for _, args := range [][]string{{}, {"fly"}, {"up", "now"}, {"run"}, {"run", "--"}, {"down", "-no-such-flag"}} {
+	for _, args := range [][]string{{}, {"fly"}, {"up", "now"}, {"run"}, {"run", "--"}, {"down", "-no-such-flag"}, {"up", "-topology", "round"}} {
 		if _, _, err := local(t, os.Getenv, args...); !errors.Is(err, errUsage) {
 			t.Errorf("%q: %v, want the usage", args, err)
 		}
@@ -148,6 +152,83 @@ func TestUpAndDown(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "mysql")); err == nil {
 		t.Error("down -wipe left the data")
+	}
+}
+
+// The cluster topologies run as processes: three Kafka nodes, Redis with sentinels or as a cluster, three nodes and nginx. A
+// second up leaves them alone, and another topology is refused while they run.
+func TestUpTopologies(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: needs the real engines")
+	}
+	binary := filepath.Join(t.TempDir(), "ledgerline")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "ledgerline/cmd/ledgerline").CombinedOutput(); err != nil {
+		t.Fatalf("build the program: %v\n%s", err, out)
+	}
+	for topology, want := range map[string]map[string]int{
+		sentinel: {"kafka": 3, "mariadb": 1, "redis": 2, "redis-sentinel": 3, "clickhouse": 1},
+		cluster:  {"kafka": 3, "mariadb": 1, "redis": 3, "clickhouse": 1, "master": 1, "slave1": 1, "slave2": 1, "nginx": 1},
+	} {
+		dir := t.TempDir()
+		t.Cleanup(func() {
+			if err := down(dir, true, io.Discard); err != nil {
+				t.Error(err)
+			}
+		})
+		args := []string{"up", "-topology", topology, "-dir", dir}
+		nodes := want["nginx"] > 0
+		if nodes {
+			args = append(args, "-nodes", binary)
+		}
+		out, log, err := local(t, os.Getenv, args...)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, log)
+		}
+		if nodes {
+			inFront(t, out)
+		} else if !strings.Contains(out, "REDIS_MASTER_NAME=") {
+			t.Errorf("up did not print Sentinel's name:\n%s", out)
+		}
+		first, err := load(dir)
+		got := map[string]int{}
+		for _, r := range first {
+			got[r.Name]++
+		}
+		if err != nil || !maps.Equal(got, want) {
+			t.Errorf("%s: %v runs, want %v (%v)", topology, got, want, err)
+		}
+		if _, _, err := local(t, os.Getenv, "up", "-dir", dir); err == nil || !strings.Contains(err.Error(), "make down") {
+			t.Errorf("another topology: %v", err)
+		}
+		if _, log, err := local(t, os.Getenv, args...); err != nil {
+			t.Fatalf("%v\n%s", err, log)
+		}
+		if second, err := load(dir); err != nil || len(second) != len(first) {
+			t.Errorf("a second up: %d processes, %d before, %v", len(second), len(first), err)
+		}
+		if err := down(dir, true, io.Discard); err != nil {
+			t.Error(err)
+		}
+		for _, r := range first {
+			if r.Process.Running() {
+				t.Errorf("%s still runs after down", r.Name)
+			}
+		}
+	}
+}
+
+// inFront requires that the nodes can be reached where up says, and that it shows the first start's password.
+func inFront(t *testing.T, said string) {
+	t.Helper()
+	_, front, _ := strings.Cut(said, "Clients go to ")
+	front, _, _ = strings.Cut(front, "\n")
+	resp, err := http.Get(front + "/api/status")
+	if err != nil {
+		t.Fatalf("nginx: %v\n%s", err, said)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK || !strings.Contains(said, "First start: log in as root, password ") {
+		t.Errorf("status %d; up said\n%s", resp.StatusCode, said)
 	}
 }
 

@@ -12,9 +12,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 
 	_ "github.com/go-sql-driver/mysql" // the driver "mysql"
+	"golang.org/x/sync/errgroup"
 
 	"ledgerline/ledger/ledgertest/engines"
 )
@@ -33,7 +36,9 @@ const database = "ledgerline"
 // record is one engine that `up` started, as it stands in the state folder.
 type record struct {
 	Kind    engines.Kind    `json:"kind"`
+	Name    string          `json:"name"` // of the server: sentinels are Redis, too
 	Addr    string          `json:"addr"`
+	Dir     string          `json:"dir"` // data and log
 	Process engines.Process `json:"process"`
 }
 
@@ -67,62 +72,123 @@ func store(dir string, records []record) error {
 	return nil
 }
 
-// up starts the engines that do not run yet. The record is written before anything else can fail, so that `down` finds
-// whatever was started.
-func up(ctx context.Context, cache *engines.Cache, dir string, out io.Writer) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+// upOptions say what `up` starts.
+type upOptions struct {
+	dir, topology string
+	binary        string // starts three nodes of it, and nginx; "": engines only
+}
+
+// up starts what does not run yet. The record is written after every step, so that `down` finds whatever was started.
+func up(ctx context.Context, cache *engines.Cache, o upOptions, out io.Writer) error {
+	if err := os.MkdirAll(o.dir, 0o755); err != nil {
 		return fmt.Errorf("make the state folder: %w", err)
 	}
-	old, err := load(dir)
+	if err := keepTopology(o); err != nil {
+		return err
+	}
+	records, err := startEngines(ctx, cache, o)
 	if err != nil {
 		return err
 	}
-	var records []record
-	options := make(map[engines.Kind]engines.Options)
-	for _, kind := range engines.Kinds {
-		o := engines.Options{Cache: cache, Dir: filepath.Join(dir, string(kind)), Detach: true}
-		if port := ports[kind]; engines.PortFree(port) {
-			o.Port = port
-		}
-		options[kind] = o
-	}
-	for _, r := range old {
-		if r.Process.Running() {
-			records = append(records, r)
-			delete(options, r.Kind)
-		}
-	}
-	servers, err := engines.StartAll(ctx, options)
+	env, err := environment(ctx, o.topology, records)
 	if err != nil {
 		return err
 	}
-	for kind, s := range servers {
-		process, err := s.Process()
-		if err != nil {
-			return errors.Join(err, engines.CloseAll(servers))
-		}
-		records = append(records, record{Kind: kind, Addr: s.Addr, Process: process})
-	}
-	if err := store(dir, records); err != nil {
-		return errors.Join(err, engines.CloseAll(servers))
-	}
-	env, err := environment(ctx, records)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(envFile(dir), []byte(env), 0o644); err != nil {
+	if err := os.WriteFile(envFile(o.dir), []byte(env), 0o644); err != nil {
 		return fmt.Errorf("write the environment: %w", err)
 	}
-	if err := status(dir, out); err != nil {
+	end := "Start Ledgerline on them with:\n  set -a; . " + envFile(o.dir) + "; set +a; go run ./cmd/ledgerline\n"
+	if o.binary != "" {
+		records, err = startNodes(ctx, cache, o.dir, o.binary, env, records)
+		if err := errors.Join(err, store(o.dir, records)); err != nil {
+			return err
+		}
+		end = "Clients go to http://" + addresses(records, "nginx")[0] + "\n" + rootPassword(o.dir)
+	}
+	if err := status(o.dir, out); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "\n%s\nStart Ledgerline on them with:\n  set -a; . %s; set +a; go run ./cmd/ledgerline\nEnd them with: make down\n", env, envFile(dir))
+	fmt.Fprintf(out, "\n%s\n%sEnd them with: make down\n", env, end)
 	return nil
+}
+
+// startEngines starts the groups of which nothing runs, all at once, and anew those of which something is missing.
+func startEngines(ctx context.Context, cache *engines.Cache, o upOptions) ([]record, error) {
+	old, err := load(o.dir)
+	if err != nil {
+		return nil, err
+	}
+	records := slices.DeleteFunc(old, func(r record) bool { return !r.Process.Running() })
+	var mu sync.Mutex
+	var all errgroup.Group
+	for _, g := range groupsOf(o.topology) {
+		run, before := of(records, g.kind), of(old, g.kind)
+		if len(run) > 0 && len(run) == len(before) {
+			continue
+		}
+		for _, r := range run {
+			if err := r.Process.Stop(); err != nil {
+				return nil, err
+			}
+		}
+		records = slices.DeleteFunc(records, func(r record) bool { return r.Kind == g.kind })
+		all.Go(func() error {
+			more, err := launch(ctx, cache, o.dir, g)
+			mu.Lock()
+			defer mu.Unlock()
+			records = append(records, more...)
+			return errors.Join(err, store(o.dir, records))
+		})
+	}
+	err = all.Wait()
+	return records, err
+}
+
+func of(records []record, kind engines.Kind) (some []record) {
+	for _, r := range records {
+		if r.Kind == kind {
+			some = append(some, r)
+		}
+	}
+	return some
+}
+
+// keepTopology refuses another topology than that of what runs.
+func keepTopology(o upOptions) error {
+	if err := checkTopology(o.topology); err != nil {
+		return err
+	}
+	file := filepath.Join(o.dir, "topology")
+	records, err := load(o.dir)
+	if err != nil {
+		return err
+	}
+	if was, err := os.ReadFile(file); err == nil && string(was) != o.topology && slices.ContainsFunc(records, func(r record) bool { return r.Process.Running() }) {
+		return fmt.Errorf("the topology %s runs: end it first (make down; its data stays)", was)
+	}
+	if err := os.WriteFile(file, []byte(o.topology), 0o644); err != nil {
+		return fmt.Errorf("note the topology: %w", err)
+	}
+	return nil
+}
+
+// rootPassword is what the first start of the master printed, "" later.
+func rootPassword(dir string) string {
+	text, err := os.ReadFile(filepath.Join(dir, string(nodesKind), "master", "master.log"))
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "First start:") {
+			return line
+		}
+	}
+	return ""
 }
 
 // environment makes the databases and returns the lines that point ledgerline at the engines, fit for a shell and for an
 // env file.
-func environment(ctx context.Context, records []record) (string, error) {
+func environment(ctx context.Context, topology string, records []record) (string, error) {
 	at := make(map[engines.Kind]*engines.Server)
 	for _, r := range records {
 		at[r.Kind] = &engines.Server{Addr: r.Addr}
@@ -138,12 +204,12 @@ func environment(ctx context.Context, records []record) (string, error) {
 	if err := at[engines.ClickHouse].ClickHouseExec(ctx, "CREATE DATABASE IF NOT EXISTS "+database); err != nil {
 		return "", fmt.Errorf("create the ClickHouse database: %w", err)
 	}
-	return strings.Join([]string{
-		"KAFKA_BROKERS=" + at[engines.Kafka].Addr,
+	lines := append([]string{
+		"KAFKA_BROKERS=" + strings.Join(addresses(records, "kafka"), ","),
 		"SQL_DSN='" + at[engines.MySQL].MySQLDSN(database) + "'",
-		"REDIS_CONN_STRING=" + at[engines.Redis].RedisURL(),
 		"LOG_SQL_DSN=" + at[engines.ClickHouse].ClickHouseDSN(database),
-	}, "\n") + "\n", nil
+	}, redisEnvironment(topology, records)...)
+	return strings.Join(lines, "\n") + "\n", nil
 }
 
 // status prints one line per engine.
@@ -152,24 +218,29 @@ func status(dir string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for _, kind := range engines.Kinds {
-		line := "stopped"
-		for _, r := range records {
-			if r.Kind == kind && r.Process.Running() {
-				line = fmt.Sprintf("running  %s  pid %d  data and log in %s", r.Addr, r.Process.PID, filepath.Join(dir, string(kind)))
-			}
+	for _, kind := range append(slices.Clone(engines.Kinds), nodesKind, nginxKind) {
+		some := of(records, kind)
+		if len(some) == 0 && slices.Contains(engines.Kinds, kind) {
+			fmt.Fprintf(out, "%-14s stopped\n", kind)
 		}
-		fmt.Fprintf(out, "%-11s %s\n", kind, line)
+		for _, r := range some {
+			line := "stopped"
+			if r.Process.Running() {
+				line = fmt.Sprintf("running  %s  pid %d  data and log in %s", r.Addr, r.Process.PID, r.Dir)
+			}
+			fmt.Fprintf(out, "%-14s %s\n", r.Name, line)
+		}
 	}
 	return nil
 }
 
-// down ends the processes on record and nothing else.
+// down ends the processes on record and nothing else, nodes before engines.
 func down(dir string, wipe bool, out io.Writer) error {
 	records, err := load(dir)
 	if err != nil {
 		return err
 	}
+	slices.SortStableFunc(records, func(a, b record) int { return rank(a.Kind) - rank(b.Kind) })
 	for _, r := range records {
 		if err := r.Process.Stop(); err != nil {
 			return err
@@ -183,10 +254,18 @@ func down(dir string, wipe bool, out io.Writer) error {
 	if !wipe {
 		return status(dir, out)
 	}
-	for _, kind := range engines.Kinds {
+	for _, kind := range append(slices.Clone(engines.Kinds), nodesKind, nginxKind) {
 		if err := os.RemoveAll(filepath.Join(dir, string(kind))); err != nil {
 			return fmt.Errorf("remove the data of %s: %w", kind, err)
 		}
 	}
 	return status(dir, out)
+}
+
+// rank orders kinds by when they are ended.
+func rank(kind engines.Kind) int {
+	if i := slices.Index([]engines.Kind{nginxKind, nodesKind}, kind); i >= 0 {
+		return i
+	}
+	return len(engines.Kinds)
 }

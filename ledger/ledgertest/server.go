@@ -129,7 +129,7 @@ func StartRedisCluster(t testing.TB, args ...string) (all []*Server, url string)
 }
 
 // StartNginx starts a private nginx with what configure makes of its port and its folder. Its address is URL.
-func StartNginx(t testing.TB, configure func(port int, dir string) string) *Server {
+func StartNginx(t testing.TB, configure func(port int, dir string) (string, error)) *Server {
 	t.Helper()
 	return start(t, nil, func(ctx context.Context, o engines.Options) (*engines.Server, error) {
 		return engines.StartNginx(ctx, o, configure)

@@ -90,7 +90,7 @@ func extractLibrary(dir string) error {
 // chserver returns the program that serves the library, built from compose/local/chserver of this source tree. It is a
 // module of its own, so that the library's loader stays out of Ledgerline's requirements.
 func (c *Cache) chserver(ctx context.Context) (string, error) {
-	root, err := moduleRoot()
+	root, err := SourceTree()
 	if err != nil {
 		return "", err
 	}
@@ -127,9 +127,9 @@ func hashSources(dir string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil))[:12], err
 }
 
-// moduleRoot finds the source tree: the folder above the current one whose go.mod names this module. Tests run in the
+// SourceTree finds the source tree: the folder above the current one whose go.mod names this module. Tests run in the
 // folder of their package, compose/local in the root.
-func moduleRoot() (string, error) {
+func SourceTree() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err
