@@ -19,6 +19,8 @@ type UsageLog interface {
 	List(ctx context.Context, q UsageQuery) (UsagePage, error)
 	// Stat returns the quota of the rows that match, and requests and tokens of the 60 s before now.
 	Stat(ctx context.Context, q UsageQuery, now time.Time) (quota, rpm, tpm int64, err error)
+	// Shares returns tokens, requests and quota of the rows that match by "HOUR MODEL", or, if byUser, by "HOUR USERNAME".
+	Shares(ctx context.Context, q UsageQuery, byUser bool) (map[string][3]int64, error)
 	TokenLatest(ctx context.Context, token int64) ([]UsageRow, error)
 	// Lookup returns the offsets and the canonical JSON of a request's events, in the order of their places.
 	Lookup(ctx context.Context, requestID string) (offsets []int64, events []string, err error)
@@ -68,6 +70,7 @@ func TestUsageLog(t *testing.T, open func(t *testing.T) UsageLog) {
 		"patterns":             testUsagePatterns,
 		"paging":               testUsagePaging,
 		"stat":                 testUsageStat,
+		"shares":               testUsageShares,
 		"token":                testUsageToken,
 		"dead letters":         testUsageDead,
 		"odd texts and clocks": testUsageOdd,

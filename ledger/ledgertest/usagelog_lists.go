@@ -158,6 +158,42 @@ func testUsageStat(t *testing.T, log UsageLog) {
 	}
 }
 
+func testUsageShares(t *testing.T, log UsageLog) {
+	s := usageListing(t, log)
+	for _, c := range []struct {
+		query  UsageQuery
+		byUser bool
+		match  func(e *ledger.Event) bool
+	}{
+		{UsageQuery{}, false, func(*ledger.Event) bool { return true }},
+		{UsageQuery{Username: "ann"}, false, func(e *ledger.Event) bool { return e.User == 1 }},
+		{UsageQuery{Type: 1, End: usageEpoch/1000 + 9}, true, func(e *ledger.Event) bool { return e.Time <= usageEpoch+9000 }},
+		{UsageQuery{User: 3}, true, func(*ledger.Event) bool { return false }},
+	} {
+		want := map[string][3]int64{}
+		for i := range s.records {
+			e := &s.records[i].Event
+			if e.Kind != ledger.KindUsageSettled || !c.match(e) {
+				continue
+			}
+			name := e.Request.Model
+			if c.byUser {
+				name = e.Request.Username
+			}
+			key := fmt.Sprint(e.Time/1000/3600*3600, " ", name)
+			sum := want[key]
+			want[key] = [3]int64{sum[0] + e.Usage.Prompt + e.Usage.Completion, sum[1] + 1, sum[2] + e.Charged}
+		}
+		got, err := log.Shares(t.Context(), c.query, c.byUser)
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("%+v by user %v: %v, shares (-want +got):\n%s", c.query, c.byUser, err, diff)
+		}
+	}
+	if _, err := log.Shares(t.Context(), UsageQuery{Username: "%"}, false); err == nil {
+		t.Error("a pattern of wildcards was not refused")
+	}
+}
+
 func testUsageToken(t *testing.T, log UsageLog) {
 	s := usageListing(t, log)
 	rows, err := log.TokenLatest(t.Context(), 12)

@@ -2,6 +2,7 @@ package usagelog_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"testing"
@@ -72,6 +73,19 @@ func (s suite) List(ctx context.Context, q ledgertest.UsageQuery) (ledgertest.Us
 func (s suite) Stat(ctx context.Context, q ledgertest.UsageQuery, now time.Time) (quota, rpm, tpm int64, err error) {
 	st, err := s.Store.Stat(ctx, filterOf(q), now)
 	return st.Quota, st.RPM, st.TPM, err
+}
+
+func (s suite) Shares(ctx context.Context, q ledgertest.UsageQuery, byUser bool) (map[string][3]int64, error) {
+	by := usagelog.ByModel
+	if byUser {
+		by = usagelog.ByUser
+	}
+	all, err := s.Store.Shares(ctx, filterOf(q), by)
+	found := map[string][3]int64{}
+	for _, one := range all {
+		found[fmt.Sprint(one.Hour, " ", one.Model+one.Username)] = [3]int64{one.Tokens, one.Count, one.Quota}
+	}
+	return found, err
 }
 
 func (s suite) TokenLatest(ctx context.Context, token int64) ([]ledgertest.UsageRow, error) {

@@ -43,6 +43,17 @@ func (l *logsTable) selects(w *where, read func(column string) string) (columns 
 	return strings.Join(all, ", "), true
 }
 
+// columnsOf tells which columns a table has: New API's table these, ours all.
+func (l *logsTable) columnsOf(table string) func(column string) bool {
+	if table != "logs" {
+		return func(string) bool { return true }
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	there := slices.Clone(l.columns)
+	return func(column string) bool { return slices.Contains(there, strings.Trim(column, "`")) }
+}
+
 // emptyOf returns the value, as an expression, of a column that is not there or NULL.
 func emptyOf(column string) string {
 	if numeric[column] {

@@ -157,6 +157,17 @@ func TestNewAPIRowsAreReadToo(t *testing.T) {
 			if diff := cmp.Diff(usagelog.Stat{Quota: 170, RPM: 20, TPM: 60}, st); diff != "" || err != nil {
 				t.Errorf("Stat %v (-want +got):\n%s", err, diff)
 			}
+			shares, err := s.Shares(ctx, usagelog.Filter{Username: "ann"}, usagelog.ByFlow)
+			if err != nil || len(shares) != 1 && len(shares) != 2 {
+				t.Fatalf("flow: %+v, %v", shares, err)
+			}
+			sum := shares[0]
+			if len(shares) == 2 { // the node's name is in our rows only
+				sum.Tokens, sum.Count, sum.Quota = sum.Tokens+shares[1].Tokens, sum.Count+shares[1].Count, sum.Quota+shares[1].Quota
+			}
+			if sum.Count != 20 || sum.Quota != 170 || sum.Tokens != 60 || sum.UserID != 1 || sum.Username != "ann" || sum.TokenID != 5 || sum.Group != "default" || sum.Hour != 0 {
+				t.Errorf("flow: %+v", shares)
+			}
 			if rows, err := s.TokenLatest(ctx, 5); err != nil || len(rows) != 20 {
 				t.Errorf("TokenLatest: %d rows, %v; want 20", len(rows), err)
 			}

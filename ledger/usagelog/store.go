@@ -75,13 +75,16 @@ type Writer interface {
 	AdoptLog(ctx context.Context, partition int, offset int64) error
 }
 
-// Reader is what the console and the API need. List, Stat and TokenLatest read New API's table `logs`, too, if the log
+// Reader is what the console and the API need. List, Stat, Shares and TokenLatest read New API's table `logs`, too, if the log
 // database has one.
 type Reader interface {
 	// List returns rows that match, newest first. Errors: ErrFilter.
 	List(ctx context.Context, f Filter, page Page) (Listing, error)
 	// Stat returns what the rows of type consume that match cost, and what was going on in the last 60 s.
 	Stat(ctx context.Context, f Filter, now time.Time) (Stat, error)
+	// Shares returns what the rows of type consume that match came to, told apart by hour and model or user, or by who used what.
+	// Errors: ErrFilter, also if there are more than MaxShares.
+	Shares(ctx context.Context, f Filter, by Split) ([]Share, error)
 	// TokenLatest returns the newest rows of a token, at most MaxTokenRows.
 	TokenLatest(ctx context.Context, token int64) ([]Entry, error)
 	// Lookup returns the events of a request, oldest first, at most MaxFound.

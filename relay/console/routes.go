@@ -137,7 +137,7 @@ func channelRoutes() []route {
 	}
 }
 
-// siteRoutes are options, groups and logs.
+// siteRoutes are options, groups, dashboards and logs.
 func siteRoutes() []route {
 	const get, put = http.MethodGet, http.MethodPut
 	const user, admin, root = sqlstore.RoleUser, sqlstore.RoleAdmin, sqlstore.RoleRoot
@@ -145,6 +145,12 @@ func siteRoutes() []route {
 		{get, "/api/option/", root, listOptions, false},
 		{put, "/api/option/", root, setOption, false},
 		{get, "/api/group/", admin, listGroups, false},
+
+		{get, "/api/data/", admin, hoursByModel, false},
+		{get, "/api/data/users", admin, hoursByUser, false},
+		{get, "/api/data/self", user, ownHours, false},
+		{get, "/api/data/flow", admin, flow, false},
+		{get, "/api/data/flow/self", user, ownFlow, false},
 
 		{get, "/api/log/", admin, listLogs, false},
 		{get, "/api/log/stat", admin, logStat, false},
