@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"ledgerline/ledger/sqlstore"
 	"ledgerline/relay"
 	"ledgerline/relay/console"
+	"ledgerline/relay/upstream"
 )
 
 // How long entries are kept that only running nodes need.
@@ -119,7 +122,33 @@ func (n *node) firstStart(ctx context.Context) error {
 	if opened.Users+opened.Tokens > 0 && !created {
 		n.log.Info("opening balances were taken of an existing database", "users", opened.Users, "tokens", opened.Tokens, "channels", opened.Channels)
 	}
+	// What New API did while it ran in our place, before anything is served on balances of then.
+	counters, err := n.db.AdoptCounters(ctx)
+	if err != nil {
+		return err
+	}
+	edits, err := n.db.ScanAll(ctx)
+	if err != nil {
+		return err
+	}
+	if counters+edits.Adopted > 0 {
+		n.log.Info("what was changed while no node ran is adopted", "balances", edits.Adopted, "counters", counters)
+	}
 	return nil
+}
+
+// sayUnserved names the channels whose provider the relay cannot serve yet: they stay as they are, and requests to them are refused.
+func (n *node) sayUnserved(ctx context.Context) {
+	list, err := n.db.Channels(ctx, sqlstore.ChannelFilter{}, sqlstore.Page{Limit: 1})
+	if err != nil {
+		n.log.Warn("channels were not looked at for providers that cannot be served", "error", err)
+		return
+	}
+	for _, kind := range slices.Sorted(maps.Keys(list.Types)) {
+		if !upstream.OpenAICompatible(kind) {
+			n.log.Warn("channels of a provider that the relay cannot serve yet: requests to them get 503 channel:type_unsupported", "type", kind, "provider", upstream.TypeName(kind), "channels", list.Types[kind])
+		}
+	}
 }
 
 // initialKeys gives root the keys of INITIAL_ROOT_TOKEN and INITIAL_ROOT_ACCESS_TOKEN. It does so at every start that names

@@ -129,6 +129,7 @@ func (n *node) buildRelay(ctx context.Context) error {
 	if err := n.catalog.Load(ctx); err != nil {
 		return err
 	}
+	n.sayUnserved(ctx)
 	shipper := eventlog.NewShipper(n.events, eventlog.ShipperConfig{Registerer: n.reg, Logger: n.log})
 	var err error
 	n.desk, err = desk.New(ctx, desk.Config{

@@ -68,6 +68,20 @@ func (a *adoption) agreesWithFacts(paid map[string][2]any) {
 			})
 		}
 	}
+	var orders page[struct {
+		ID     int64
+		Status string
+	}]
+	root.must(http.MethodGet, "/api/user/topup?p=1&page_size=100", nil, &orders)
+	states := map[int64]string{}
+	for _, o := range orders.Items {
+		states[o.ID] = o.Status
+	}
+	for _, o := range a.facts.TopUps {
+		if states[o.ID] != o.Status {
+			t.Errorf("order %d is %q, want %q", o.ID, states[o.ID], o.Status)
+		}
+	}
 	var options []struct{ Key, Value string }
 	root.must(http.MethodGet, "/api/option/", nil, &options)
 	shown := map[string]string{}

@@ -141,6 +141,52 @@ func (a *adoption) switchOver() {
 	}
 	a.wayBackStaysOpen()
 	a.verified()
+	if code := n.terminate(); code != 0 {
+		t.Fatalf("exit code %d", code)
+	}
+	a.thereAndBack()
+}
+
+// thereAndBack is New API at work in between, as its tables show it: requests, a new user with a key, a log row. The next start adopts it.
+func (a *adoption) thereAndBack() {
+	t, n := a.site.t, a.nodes[0]
+	t.Helper()
+	a.exec("UPDATE users SET quota = quota - 1234, used_quota = used_quota + 1234, request_count = request_count + 5 WHERE id = 2")
+	a.exec("UPDATE tokens SET remain_quota = remain_quota - 1234, used_quota = used_quota + 1234 WHERE id = 4")
+	a.exec("UPDATE channels SET used_quota = used_quota + 1234 WHERE id = 1")
+	a.exec("INSERT INTO logs (user_id, created_at, type, username, quota, token_id, channel_id, model_name) VALUES (2, 1795300000, 2, 'alice', 1234, 4, 1, 'of New API')")
+	a.exec("INSERT INTO users (id, username, password, quota, used_quota, request_count, status, role, `group`, aff_code) VALUES (9001, 'meanwhile', '', 500000, 7, 1, 1, 1, 'default', 'zzzz')")
+	key := strings.Repeat("M", 48)
+	a.exec("INSERT INTO tokens (id, user_id, `key`, status, name, expired_time, remain_quota, unlimited_quota, used_quota) VALUES (9001, 9001, '" + key + "', 1, 'meanwhile', -1, 0, 1, 7)")
+	made, before := a.tables(), a.contents(a.tables())
+	n.start()
+	n.ready()
+	eventually(t, "what New API changed is adopted", func() error {
+		if k := a.number("SELECT COUNT(*) FROM ledger_accounts WHERE pending_adopt <> 0") + a.number("SELECT COUNT(*) FROM ledger_outbox WHERE state <> 'applied'"); k != 0 {
+			return fmt.Errorf("%d rows wait", k)
+		}
+		got := a.number("SELECT a.granted - a.charged FROM ledger_accounts a WHERE a.kind = 'user' AND a.id = 2 AND a.slot = 0")
+		if want := a.number("SELECT quota FROM users WHERE id = 2"); got != want {
+			return fmt.Errorf("the account of user 2 has %d, the column %d", got, want)
+		}
+		return nil
+	})
+	if diff := cmp.Diff(map[string][2]any{}, before.changes(a.contents(made))); diff != "" {
+		t.Errorf("the start after New API was at work changed (-want +got):\n%s", diff)
+	}
+	if status, body, err := getWith(n.url()+"/v1/models", "Bearer sk-"+key); err != nil || status != http.StatusOK {
+		t.Errorf("a key that New API made: status %d, %v: %.200s", status, err, body)
+	}
+	a.verified()
+	a.root = login(t, n.url(), "root", "mockpass-1")
+	var st struct{ Quota int64 }
+	if a.file != "" {
+		a.copiesLogs()
+	}
+	a.root.must(http.MethodGet, "/api/log/stat?type=2&model_name=of%20New%20API", nil, &st)
+	if st.Quota != 1234 {
+		t.Errorf("the log shows %d of what New API billed meanwhile, want 1234", st.Quota)
+	}
 	n.terminate()
 }
 

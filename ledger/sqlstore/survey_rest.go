@@ -210,6 +210,6 @@ func (v *surveyor) topUps(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("count orders: %w", err)
 	}
-	v.add(LevelInfo, "top_up_pending", v.TopUps["pending"], nil, "orders are pending: complete them in New API before the switch, payments are not served here")
+	v.add(LevelInfo, "top_up_pending", v.TopUps["pending"], nil, "orders are pending: an administrator can complete them here (POST /api/user/topup/complete), payment providers are not served")
 	return nil
 }
