@@ -116,7 +116,7 @@ func (f *follower) untilNext() time.Duration {
 func (f *follower) fetch(ctx context.Context, offset int64, ahead chan<- fetched) {
 	defer close(ahead)
 	for {
-		batch, err := f.r.client.Fetch(ctx, f.partition, offset)
+		batch, err := f.r.log.Fetch(ctx, f.partition, offset)
 		select {
 		case ahead <- fetched{batch, err}:
 		case <-ctx.Done():
@@ -218,7 +218,7 @@ func (f *follower) flush(ctx context.Context) error {
 		}
 		f.r.metrics.retries.Inc()
 		f.r.set(f.partition, func(s *Status) { s.State, s.Reason = StateRetrying, err.Error() })
-		wait := retryWait(failures)
+		wait := f.r.retryWait(failures)
 		f.logger.Warn("records cannot be applied yet, trying again", "records", len(f.pending), "in", wait, "err", err)
 		if !pause(ctx, wait) {
 			return ctx.Err()
@@ -287,14 +287,14 @@ func (f *follower) compare(ctx context.Context, position Position) error {
 		if !errors.As(err, &stopped) || attempt == compareAttempts {
 			return err
 		}
-		if !pause(ctx, retryWait(attempt)) {
+		if !pause(ctx, f.r.retryWait(attempt)) {
 			return ctx.Err()
 		}
 	}
 }
 
 func (f *follower) compareOnce(ctx context.Context, position Position) error {
-	first, end, err := f.r.client.Bounds(ctx, f.partition)
+	first, end, err := f.r.log.Bounds(ctx, f.partition)
 	if err != nil {
 		return err
 	}
@@ -309,7 +309,7 @@ func (f *follower) compareOnce(ctx context.Context, position Position) error {
 		f.logger.Warn("the last record applied is no longer in the log, taking it for the same log", "offset", position.LastOffset, "first", first)
 		return nil
 	}
-	record, err := f.r.client.ReadAt(ctx, f.partition, position.LastOffset)
+	record, err := f.r.log.ReadAt(ctx, f.partition, position.LastOffset)
 	switch {
 	case errors.Is(err, eventlog.ErrNoRecord), errors.Is(err, eventlog.ErrOutOfRange):
 		return f.foreign(err)

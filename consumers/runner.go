@@ -56,17 +56,36 @@ type Config struct {
 	LookEvery    time.Duration
 	RecheckEvery time.Duration             // of a stopped partition
 	Urgent       func(*ledger.Record) bool // a record that must not wait for Interval; may be nil
-	Logger       *slog.Logger
-	Registerer   prometheus.Registerer // may be nil
+	// Jitter returns a random duration from 0 to below its argument, for the pauses after failures; nil: math/rand. A simulation
+	// gives one that repeats.
+	Jitter     func(time.Duration) time.Duration
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer // may be nil
+}
+
+// Log is the event log as a runner reads it; *eventlog.Client is the real one.
+type Log interface {
+	Fetch(ctx context.Context, partition int, offset int64) (eventlog.Batch, error)
+	Bounds(ctx context.Context, partition int) (first, end int64, err error)
+	ReadAt(ctx context.Context, partition int, offset int64) (ledger.Record, error)
+}
+
+// Group gives a runner its partitions; *eventlog.Group is the real one.
+type Group interface {
+	// Run calls handle for each partition that is given to this process, in a goroutine of its own, with a context that ends when it is
+	// taken away again. It returns when ctx has ended and every handle has returned.
+	Run(ctx context.Context, handle func(ctx context.Context, partition int)) error
+	// Committed notes how far the sink has come.
+	Committed(partition int, offset int64)
 }
 
 // Runner feeds one sink from the partitions that its consumer group gives it.
 type Runner struct {
-	client   *eventlog.Client
+	log      Log
 	sink     Sink
 	look     Looker // nil: the sink is none
 	cfg      Config
-	group    *eventlog.Group
+	group    Group
 	metrics  *metrics
 	born     time.Time
 	buffered atomic.Int64 // bytes waiting, all partitions
@@ -96,11 +115,21 @@ type Status struct {
 	Oldest    time.Time // when the oldest event that was read and not applied was made; zero: none
 }
 
-// NewRunner returns a runner that reads client's topic into sink.
+// NewRunner returns a runner that reads client's topic into sink, as a member of the Kafka consumer group that cfg names.
 func NewRunner(client *eventlog.Client, sink Sink, cfg Config) (*Runner, error) {
 	if cfg.Name == "" || cfg.Group == "" || cfg.Partitions < 1 {
 		return nil, fmt.Errorf("configure consumer %q: name, group and partitions are needed", cfg.Name)
 	}
+	logger := cfg.Logger
+	if logger != nil {
+		logger = logger.With("projection", cfg.Name)
+	}
+	group := eventlog.NewGroup(client, eventlog.GroupConfig{ID: cfg.Group, Partitions: cfg.Partitions, Logger: logger})
+	return NewRunnerOf(client, group, sink, cfg), nil
+}
+
+// NewRunnerOf returns a runner that reads log into sink, from the partitions that group gives it.
+func NewRunnerOf(log Log, group Group, sink Sink, cfg Config) *Runner {
 	if cfg.MaxRecords <= 0 {
 		cfg.MaxRecords = DefaultMaxRecords
 	}
@@ -122,21 +151,17 @@ func NewRunner(client *eventlog.Client, sink Sink, cfg Config) (*Runner, error) 
 	if cfg.Urgent == nil {
 		cfg.Urgent = func(*ledger.Record) bool { return false }
 	}
+	if cfg.Jitter == nil {
+		cfg.Jitter = func(n time.Duration) time.Duration { return rand.N(n) }
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	cfg.Logger = cfg.Logger.With("projection", cfg.Name)
-	r := &Runner{
-		client: client,
-		sink:   sink,
-		cfg:    cfg,
-		group:  eventlog.NewGroup(client, eventlog.GroupConfig{ID: cfg.Group, Partitions: cfg.Partitions, Logger: cfg.Logger}),
-		status: map[int]*Status{},
-		born:   time.Now(),
-	}
+	r := &Runner{log: log, sink: sink, cfg: cfg, group: group, status: map[int]*Status{}, born: time.Now()}
 	r.look, _ = sink.(Looker)
 	r.metrics = newMetrics(cfg.Registerer, r)
-	return r, nil
+	return r
 }
 
 // Run consumes until ctx ends, then leaves the group and returns nil. It returns an error only for a configuration that cannot
@@ -201,7 +226,7 @@ func (r *Runner) own(ctx context.Context, partition int) {
 			failures = 0
 		}
 		failures++
-		wait := retryWait(failures)
+		wait := r.retryWait(failures)
 		var stopped *stop
 		switch {
 		case errors.Is(err, ErrFenced):
@@ -231,12 +256,12 @@ func (r *Runner) alarm(logger *slog.Logger, partition int, stopped *stop) {
 }
 
 // retryWait returns the pause after the given number of failures in a row: doubling, capped, jittered by half.
-func retryWait(failures int) time.Duration {
+func (r *Runner) retryWait(failures int) time.Duration {
 	wait := retryMax
 	if failures < 7 {
 		wait = min(retryMax, retryMin<<(failures-1))
 	}
-	return wait/2 + rand.N(wait/2+1)
+	return wait/2 + r.cfg.Jitter(wait/2+1)
 }
 
 func pause(ctx context.Context, d time.Duration) bool {

@@ -19,14 +19,22 @@ const (
 )
 
 // backoff yields waits that double from backoffMin to backoffMax, each jittered by half so that nodes do not march in step.
-type backoff struct{ wait time.Duration }
+type backoff struct {
+	wait   time.Duration
+	jitter func(time.Duration) time.Duration
+}
 
-func newBackoff() *backoff { return &backoff{wait: backoffMin} }
+func newBackoff(jitter func(time.Duration) time.Duration) *backoff {
+	return &backoff{wait: backoffMin, jitter: jitter}
+}
+
+// jitter is the jitter of everything but simulations.
+func jitter(n time.Duration) time.Duration { return rand.N(n) }
 
 func (b *backoff) next() time.Duration {
 	wait := b.wait
 	b.wait = min(2*b.wait, backoffMax)
-	return wait/2 + rand.N(wait/2+1)
+	return wait/2 + b.jitter(wait/2+1)
 }
 
 // lookRepeats bounds how often a request that only looks is repeated (L7): together about two seconds, in which a broker that was
@@ -36,7 +44,7 @@ const lookRepeats = 5
 // again repeats look, which must change nothing, while it fails as it does after the broker was restarted. It is for what is
 // asked once; whatever is asked for ever has a loop of its own.
 func again(ctx context.Context, look func() error) error {
-	for wait, attempt := newBackoff(), 0; ; attempt++ {
+	for wait, attempt := newBackoff(jitter), 0; ; attempt++ {
 		err := look()
 		if !restarted(err) || attempt == lookRepeats || !pause(ctx, wait.next()) {
 			return err

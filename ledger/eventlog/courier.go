@@ -34,6 +34,7 @@ type load struct {
 // more of them than lanes.
 type courier struct {
 	client  *Client
+	log     Appender // in the client's place, if not nil
 	spacing time.Duration
 	metrics *shipMetrics
 
@@ -124,6 +125,14 @@ func (c *courier) depart() {
 func (c *courier) deliver(ctx context.Context, loads []*load) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
+	if c.log != nil {
+		var batches sync.WaitGroup
+		for _, l := range loads {
+			batches.Go(func() { l.done <- c.log.Append(ctx, l.partition, l.parcels) })
+		}
+		batches.Wait()
+		return
+	}
 	leaders, err := c.client.leaders(ctx)
 	if err != nil {
 		finish(loads, err)

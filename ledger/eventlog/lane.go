@@ -76,7 +76,7 @@ func signal(c chan struct{}) {
 
 // run ships the lane's events until ctx ends.
 func (l *lane) run(ctx context.Context) {
-	wait := newBackoff()
+	wait := newBackoff(l.shipper.cfg.Jitter)
 	for {
 		if err := l.refill(ctx); err != nil {
 			l.shipper.cfg.Logger.Warn("cannot reread the journal, trying again", "partition", l.partition, "err", err)
@@ -116,7 +116,7 @@ func (l *lane) head() []ledger.Parcel {
 // ship repeats one batch until it is acknowledged. It reports false if ctx ended before.
 func (l *lane) ship(ctx context.Context, batch []ledger.Parcel) bool {
 	m := l.shipper.metrics
-	wait := newBackoff()
+	wait := newBackoff(l.shipper.cfg.Jitter)
 	for attempt := 1; ; attempt++ {
 		start := time.Now()
 		err := l.shipper.produce(ctx, l.partition, batch, attempt)

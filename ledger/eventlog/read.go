@@ -185,7 +185,7 @@ func (c *Client) Read(ctx context.Context, partition int, from, to int64, fn fun
 // fetchPatiently repeats a fetch until it succeeds, the offset proves to be gone, or ctx ends. It replaces the page after a
 // failure.
 func (c *Client) fetchPatiently(ctx context.Context, partition int, offset int64, p **page) (Batch, error) {
-	for wait := newBackoff(); ; {
+	for wait := newBackoff(jitter); ; {
 		batch, err := c.fetch(ctx, partition, offset, *p)
 		if err == nil || errors.Is(err, ErrOutOfRange) || errors.Is(err, errBadRecords) {
 			return batch, err

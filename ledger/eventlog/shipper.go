@@ -25,6 +25,13 @@ type Source interface {
 	Acked(partition int, seq uint64)
 }
 
+// Appender is another log than a Kafka cluster, for simulations: NewShipperTo writes to it.
+type Appender interface {
+	// Append writes parcels of one partition once, in their order. nil means that all of them are durable; after an error the log may
+	// have them or not, or get them later. It is called for several partitions at once.
+	Append(ctx context.Context, partition int, parcels []ledger.Parcel) error
+}
+
 // Rereader is a Source that can return its events a second time. It keeps one stuck partition from holding up the others:
 // what does not fit into the stuck one's lane is left in the journal and read again later.
 type Rereader interface {
@@ -54,6 +61,9 @@ type ShipperConfig struct {
 	BatchBytes int           // bytes of one batch: what one partition gets at once
 	LaneBytes  int           // bytes waiting or under way per partition and source
 	Spacing    time.Duration // between two departures; negative: none
+	// Jitter returns a random duration from 0 to below its argument, for the pauses after failures; nil: math/rand. A simulation
+	// gives one that repeats.
+	Jitter     func(time.Duration) time.Duration
 	Registerer prometheus.Registerer
 	Logger     *slog.Logger
 }
@@ -61,7 +71,7 @@ type ShipperConfig struct {
 // Shipper carries events from journals to the log. Per source and partition one request is under way at a time, repeated until it is
 // acknowledged by all in-sync replicas, so no event overtakes an earlier one (L5).
 type Shipper struct {
-	client  *Client
+	client  *Client // nil: what is written to is no cluster
 	cfg     ShipperConfig
 	metrics *shipMetrics
 	courier *courier
@@ -71,7 +81,12 @@ type Shipper struct {
 }
 
 // NewShipper returns a shipper that writes through client.
-func NewShipper(client *Client, cfg ShipperConfig) *Shipper {
+func NewShipper(client *Client, cfg ShipperConfig) *Shipper { return newShipper(client, nil, cfg) }
+
+// NewShipperTo returns a shipper that writes to log.
+func NewShipperTo(log Appender, cfg ShipperConfig) *Shipper { return newShipper(nil, log, cfg) }
+
+func newShipper(client *Client, log Appender, cfg ShipperConfig) *Shipper {
 	if cfg.BatchBytes <= 0 {
 		cfg.BatchBytes = DefaultBatchBytes
 	}
@@ -81,12 +96,15 @@ func NewShipper(client *Client, cfg ShipperConfig) *Shipper {
 	if cfg.Spacing == 0 {
 		cfg.Spacing = DefaultSpacing
 	}
+	if cfg.Jitter == nil {
+		cfg.Jitter = jitter
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Shipper{client: client, cfg: cfg, lanes: map[*lane]struct{}{}}
 	s.metrics = newShipMetrics(cfg.Registerer, s)
-	s.courier = &courier{client: client, spacing: cfg.Spacing, metrics: s.metrics}
+	s.courier = &courier{client: client, log: log, spacing: cfg.Spacing, metrics: s.metrics}
 	return s
 }
 
@@ -172,8 +190,13 @@ func (s *Shipper) backlog() (parcels int, oldest time.Time) {
 
 // produce sends one batch once, by itself if an attempt has failed before.
 func (s *Shipper) produce(ctx context.Context, partition int, parcels []ledger.Parcel, attempt int) error {
-	if err := s.courier.send(ctx, partition, parcels, attempt > 1); err != nil {
+	err := s.courier.send(ctx, partition, parcels, attempt > 1)
+	switch {
+	case err == nil:
+		return nil
+	case s.client == nil:
+		return fmt.Errorf("append %d events to partition %d: %w", len(parcels), partition, err)
+	default:
 		return s.client.failed(fmt.Sprintf("produce %d events to %s[%d]", len(parcels), s.client.cfg.Topic, partition), err)
 	}
-	return nil
 }

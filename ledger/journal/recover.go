@@ -1,11 +1,14 @@
 package journal
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"path/filepath"
+	"slices"
 
 	"ledgerline/ledger"
 )
@@ -270,10 +273,13 @@ func (r *recovery) resume() {
 	j.ship.cursor = position{j.segs[0].index, headerBytes(j.cfg.Partitions)}
 }
 
-// finish lists the open holds.
+// finish lists the open holds, in the order in which they were opened last.
 func (r *recovery) finish() Recovered {
-	for hold, o := range r.opens {
-		state := OpenState{}
+	byPlace := func(a, b ledger.ID) int {
+		return cmp.Or(cmp.Compare(r.at[a].segment, r.at[b].segment), cmp.Compare(r.at[a].offset, r.at[b].offset))
+	}
+	for _, hold := range slices.SortedFunc(maps.Keys(r.opens), byPlace) {
+		o, state := r.opens[hold], OpenState{}
 		var err error
 		if state.OpenRecord, err = o.rec.open(); err != nil {
 			// It is open all the same: what the binary part says is enough to end it.

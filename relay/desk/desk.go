@@ -98,9 +98,9 @@ type Config struct {
 	Metrics  prometheus.Registerer // nil: no metrics
 	Now      func() time.Time      // nil: time.Now
 
-	// How often the node says that it lives, voids holds of its own that it does not know (DESIGN 7, dead nodes), and looks
-	// through JOURNAL_DIR for journals that nobody holds. Zero: beatEvery, sweepEvery, adoptEvery.
-	BeatEvery, SweepEvery, AdoptEvery time.Duration
+	// How often the node looks at the epochs, says that it lives, voids holds of its own that it does not know (DESIGN 7, dead nodes), and looks
+	// through JOURNAL_DIR for journals that nobody holds. Zero: epochLook, beatEvery, sweepEvery, adoptEvery.
+	LookEvery, BeatEvery, SweepEvery, AdoptEvery time.Duration
 }
 
 // Desk is one node's cash desk. Make it with New, then Run it; Reserve may be called while Run runs.
@@ -180,6 +180,7 @@ func New(ctx context.Context, cfg Config) (*Desk, error) {
 	if d.now == nil {
 		d.now = time.Now
 	}
+	d.cfg.LookEvery = cmp.Or(cfg.LookEvery, epochLook)
 	d.cfg.BeatEvery = cmp.Or(cfg.BeatEvery, beatEvery)
 	d.cfg.SweepEvery = cmp.Or(cfg.SweepEvery, sweepEvery)
 	d.cfg.AdoptEvery = cmp.Or(cfg.AdoptEvery, adoptEvery)

@@ -1,10 +1,12 @@
 package desk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -122,7 +124,8 @@ func (d *Desk) reassert(ctx context.Context, v *view, st *ledger.Counters) error
 	own := d.current()
 	holds := make([]ledger.OpenHold, 0, len(v.tickets))
 	tickets := make([]*Ticket, 0, len(v.tickets))
-	for _, t := range v.tickets {
+	for _, hold := range slices.SortedFunc(maps.Keys(v.tickets), compareIDs) {
+		t := v.tickets[hold]
 		if t.free || t.book != own {
 			continue
 		}
@@ -155,6 +158,8 @@ func (d *Desk) reassert(ctx context.Context, v *view, st *ledger.Counters) error
 	d.log.Log(ctx, level, "holds re-asserted into a new epoch", "partition", st.Partition, "epoch", st.Epoch, "holds", len(holds))
 	return nil
 }
+
+func compareIDs(a, b ledger.ID) int { return bytes.Compare(a[:], b[:]) }
 
 // report tells the rebuilding epoch that this node is done: its re-asserted holds are durable, and all that it wrote
 // earlier in this partition is in the log. It reports for the journals that it adopted as well, once no request of this

@@ -46,7 +46,7 @@ func (d *Desk) Run(ctx context.Context, drain time.Duration) error {
 // duties does the node's periodic work until ctx ends. One goroutine does it all, so epochs, adoption and renewal never
 // overlap.
 func (d *Desk) duties(ctx context.Context) {
-	ticker := time.NewTicker(epochLook)
+	ticker := time.NewTicker(d.cfg.LookEvery)
 	defer ticker.Stop()
 	looks := every{interval: 0}
 	beats, sweeps, adopts := every{interval: d.cfg.BeatEvery}, every{interval: d.cfg.SweepEvery}, every{interval: d.cfg.AdoptEvery}

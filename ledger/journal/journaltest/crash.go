@@ -1,6 +1,9 @@
 package journaltest
 
-import "maps"
+import (
+	"maps"
+	"slices"
+)
 
 // PowerLoss kills every process and leaves what a disk may hold after the power came back.
 func (d *Disk) PowerLoss() {
@@ -35,8 +38,8 @@ func (d *Disk) revert(n *node, seen map[*node]bool) {
 	}
 	n.pending = nil
 	n.names = maps.Clone(n.durable)
-	for _, child := range n.names {
-		d.revert(child, seen)
+	for _, name := range slices.Sorted(maps.Keys(n.names)) { // in order, so that one seed is one outcome
+		d.revert(n.names[name], seen)
 	}
 }
 
