@@ -66,10 +66,10 @@ func (j *Journal) retryCollect() {
 	j.collectAfter = time.Now().Add(collectEvery / 2)
 }
 
-// collectable reports whether the oldest segment can go: every event in it is acknowledged, every end of a hold released, and its
-// open holds, if any, may be copied forward.
+// collectable reports whether the oldest segment can go: a newer one is on the disk (a directory without any cannot be adopted),
+// every event in it is acknowledged, every end of a hold released, and its open holds, if any, may be copied forward.
 func (j *Journal) collectable(seg *segment) bool {
-	return seg != j.segs[len(j.segs)-1] && seg.unreleased == 0 && !j.recovering && j.allAcked(seg) && (seg.opens == 0 || j.copyable(seg)) &&
+	return seg.index < j.ship.end.segment && seg.unreleased == 0 && !j.recovering && j.allAcked(seg) && (seg.opens == 0 || j.copyable(seg)) &&
 		(j.collectAfter.IsZero() || !time.Now().Before(j.collectAfter))
 }
 

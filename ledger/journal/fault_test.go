@@ -616,3 +616,45 @@ func TestReread(t *testing.T) {
 		}
 	}
 }
+
+// TestNoSegmentGoesBeforeTheNextIsThere: when the next segment cannot be made, the last one stays even if nothing in it is needed
+// any more. A directory without a segment could never be adopted, and its incarnation never be closed.
+func TestNoSegmentGoesBeforeTheNextIsThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := journaltest.NewDisk(1)
+		cfg := config(disk.Process())
+		cfg.SegmentBytes = 4 << 10
+		j := create(t, cfg)
+		disk.Inject(func(op journaltest.Op) journaltest.Fault {
+			if op.Kind == "sync" && strings.HasSuffix(op.Path, ".seg.tmp") {
+				return journaltest.FailIO
+			}
+			return journaltest.NoFault
+		})
+		for n := 1; j.Failed() == nil; n++ {
+			c, err := j.Event(credit(n, 1))
+			if err == nil {
+				err = c.Wait(t.Context())
+			}
+			if err != nil && !errors.Is(err, journal.ErrFailed) {
+				t.Fatal(err)
+			}
+		}
+		disk.Inject(nil)
+		parcels, err := j.Next(t.Context(), 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range parcels {
+			j.Acked(p.Partition, p.Seq)
+		}
+		synctest.Wait() // the journal has looked for what it can put away
+		_ = j.Close()
+		adopted, found := adopt(t, config(disk.Process()))
+		if len(found.Damage) > 0 || len(found.Opens) > 0 {
+			t.Errorf("found %+v", found)
+		}
+		wait(t)(adopted.Event(credit(1, 1)))
+		_ = adopted.Close()
+	})
+}
