@@ -28,6 +28,9 @@ const (
 	outboxLease = 5 * time.Second
 	// outboxAgain is how long a moved row waits for being applied before it is moved again: a journal may be lost.
 	outboxAgain = time.Minute
+	// outboxFuture is further in the future than a lease or a wait can be: a row that is due later was taken by a node whose clock is
+	// ahead, and a credit must not wait until the others' clocks are there.
+	outboxFuture = 2 * outboxAgain
 	// maxKey bounds a business key (L7): the width of the column, which indexes of old MySQL allow.
 	maxKey = 191
 )
@@ -138,8 +141,8 @@ func (s *Store) OutboxPending(ctx context.Context, limit int) ([]OutboxRow, erro
 	now := s.now()
 	var keys []any
 	for _, state := range []string{outboxNew, outboxMoved} { // one at a time, so that the index gives the order
-		err := s.read(ctx, "SELECT event_key FROM ledger_outbox WHERE state = ? AND due_at <= ? ORDER BY due_at, created_at LIMIT ?",
-			[]any{state, now.UnixMilli(), limit - len(keys)}, func(scan func(...any) error) error {
+		err := s.read(ctx, "SELECT event_key FROM ledger_outbox WHERE state = ? AND (due_at <= ? OR due_at > ?) ORDER BY due_at, created_at LIMIT ?",
+			[]any{state, now.UnixMilli(), now.Add(outboxFuture).UnixMilli(), limit - len(keys)}, func(scan func(...any) error) error {
 				var key string
 				err := scan(&key)
 				keys = append(keys, key)
@@ -160,8 +163,8 @@ func (s *Store) OutboxPending(ctx context.Context, limit int) ([]OutboxRow, erro
 	err = s.Tx(ctx, func(tx *Tx) error {
 		rows = rows[:0]
 		args := append([]any{lease[:], now.Add(outboxLease).UnixMilli()}, keys...)
-		_, err := tx.Exec(ctx, "UPDATE ledger_outbox SET lease = ?, due_at = ? WHERE event_key IN ("+marks(len(keys))+") AND state IN ('new', 'moved') AND due_at <= ?",
-			append(args, now.UnixMilli())...)
+		_, err := tx.Exec(ctx, "UPDATE ledger_outbox SET lease = ?, due_at = ? WHERE event_key IN ("+marks(len(keys))+") AND state IN ('new', 'moved') AND (due_at <= ? OR due_at > ?)",
+			append(args, now.UnixMilli(), now.Add(outboxFuture).UnixMilli())...)
 		if err != nil {
 			return err
 		}
