@@ -75,17 +75,17 @@ func (f *follower) follow(ctx context.Context) error {
 	defer timer.Stop()
 	for {
 		timer.Reset(f.untilNext())
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case got := <-ahead:
-			if got.err != nil {
-				return errors.Join(f.flush(ctx), got.err)
-			}
+		got, came, err := next(ctx, ahead, timer.C)
+		if err != nil {
+			return err
+		}
+		if came && got.err != nil {
+			return errors.Join(f.flush(ctx), got.err)
+		}
+		if came {
 			if err := f.take(ctx, got.batch); err != nil {
 				return err
 			}
-		case <-timer.C:
 		}
 		if len(f.pending) > 0 && !time.Now().Before(f.due) {
 			if err := f.flush(ctx); err != nil {
@@ -97,6 +97,26 @@ func (f *follower) follow(ctx context.Context) error {
 				return err
 			}
 		}
+	}
+}
+
+// next waits for what was fetched or for the timer. What has come goes before what is due: the flush is larger then.
+func next(ctx context.Context, ahead <-chan fetched, due <-chan time.Time) (got fetched, came bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return got, false, err
+	}
+	select {
+	case got := <-ahead:
+		return got, true, nil
+	default:
+	}
+	select {
+	case <-ctx.Done():
+		return got, false, ctx.Err()
+	case got := <-ahead:
+		return got, true, nil
+	case <-due:
+		return got, false, nil
 	}
 }
 

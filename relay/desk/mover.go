@@ -43,7 +43,7 @@ func (d *Desk) runMover(ctx context.Context) {
 	ticker := time.NewTicker(moveEvery)
 	defer ticker.Stop()
 	complain := every{interval: 10 * time.Second}
-	for {
+	for ctx.Err() == nil {
 		n, err := d.move(ctx)
 		if err != nil && ctx.Err() == nil && complain.due(d.now()) {
 			d.log.Warn("outbox rows were not moved; it is tried again", "error", err)
@@ -55,7 +55,6 @@ func (d *Desk) runMover(ctx context.Context) {
 		case <-ticker.C:
 		case <-d.kickMove:
 		case <-ctx.Done():
-			return
 		}
 	}
 }

@@ -53,7 +53,7 @@ func (d *Desk) duties(ctx context.Context) {
 	sweeps.due(d.now())
 	adopts.due(d.now())
 	complain := every{interval: 10 * time.Second}
-	for {
+	for ctx.Err() == nil {
 		now := d.now()
 		for _, duty := range []struct {
 			when *every
@@ -73,7 +73,6 @@ func (d *Desk) duties(ctx context.Context) {
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			return
 		}
 	}
 }
