@@ -272,6 +272,9 @@ func (d *Desk) Open() (open, all int) {
 // Looked is closed once Run has looked at the epochs for the first time. Until then every request is refused.
 func (d *Desk) Looked() <-chan struct{} { return d.looked }
 
+// Adopted returns how many journals beside its own the node holds, to close them.
+func (d *Desk) Adopted() int { return len(d.books()) - 1 }
+
 // InFlight returns how many requests are open.
 func (d *Desk) InFlight() int64 { return d.open.Load() }
 

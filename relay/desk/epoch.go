@@ -216,7 +216,9 @@ func (d *Desk) beat(ctx context.Context) error {
 		}
 		d.log.Error("this node's journal was given up while it was away; its open requests end, late charges follow",
 			"incarnation", b.incarnation)
-		if b == d.current() {
+		// A journal that has failed is not replaced by a good one: the node takes nothing until it is restarted, and who starts then
+		// closes this one.
+		if b == d.current() && b.journal.Failed() == nil {
 			if err := d.renew(ctx, b); err != nil {
 				return err
 			}

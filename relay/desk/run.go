@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sync"
 	"time"
 
@@ -192,26 +193,37 @@ func (d *Desk) closeAdopted(ctx context.Context) {
 	adopted := append([]*book(nil), d.adopted...)
 	d.mu.Unlock()
 	for _, b := range adopted {
-		if !d.finished(b) || d.now().Before(b.closeAfter) {
+		if d.now().Before(b.closeAfter) {
+			continue
+		}
+		if err := b.journal.Failed(); err != nil && b.recovered {
+			// It will never be finished by this Journal; the directory can be adopted again, with what can be read of it.
+			d.log.Warn("an adopted journal has failed and is adopted anew", "incarnation", b.incarnation, "error", err)
+			b.stopShip()
+			_ = b.journal.Close()
+			d.letGo(b)
+			continue
+		}
+		if !d.finished(b) {
 			continue
 		}
 		callCtx, cancel := context.WithTimeout(ctx, loadTimeout)
 		err := d.closeBook(callCtx, b)
 		cancel()
-		if err != nil {
+		if err != nil && !errors.Is(err, journal.ErrClosed) { // closed: what failed before was its mark of retirement
 			b.closeAfter = d.now().Add(d.cfg.AdoptEvery)
 			d.log.Warn("an adopted journal could not be closed yet", "incarnation", b.incarnation, "error", err)
 			continue
 		}
-		d.mu.Lock()
-		for i, other := range d.adopted {
-			if other == b {
-				d.adopted = append(d.adopted[:i:i], d.adopted[i+1:]...)
-				break
-			}
-		}
-		d.mu.Unlock()
+		d.letGo(b)
 	}
+}
+
+// letGo forgets an adopted journal that is closed, or that somebody may adopt again.
+func (d *Desk) letGo(b *book) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.adopted = slices.DeleteFunc(slices.Clone(d.adopted), func(other *book) bool { return other == b })
 }
 
 // inUse reports whether requests of this process still write to the book.
