@@ -27,7 +27,7 @@ MYSQL_PACKAGES ?= ./ledger/sqlstore/... ./ledger/usagelog/...
 
 GO_TEST = go test -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS)
 
-.PHONY: build test chaos race lint fmt vuln bench bench-compare bench-limits bench-consumers bench-growth demo up down status engines test-mysql clean
+.PHONY: build test chaos race sim lint fmt vuln bench bench-compare bench-limits bench-consumers bench-growth demo up down status engines test-mysql clean
 
 build: ## the program: bin/ledgerline
 	go build -trimpath -o bin/ledgerline ./cmd/ledgerline
@@ -44,6 +44,19 @@ chaos: ## everything breaks under traffic, in the order of a seed (CHAOS_FLAGS='
 
 race: bin/local ## the tests under the race detector
 	bin/local run -- $(GO_TEST) -race $(PACKAGES)
+
+# Histories of make sim, and what else it is told: make sim SEED=7 SIM_FLAGS=-calls
+HISTORIES ?= 10000
+SIM_FLAGS ?=
+
+ifdef SEED
+sim: ## one history of the simulation, printed
+	go test ./compose/sim -count 1 -run Histories -seed $(SEED) $(SIM_FLAGS)
+else
+sim: ## the shipping packages under a seeded adversary: random histories, then one mistake after the other planted and found
+	go test ./compose/sim -count 1 -v -timeout 30m -run Histories -histories $(HISTORIES) $(SIM_FLAGS)
+	go test ./compose/sim -count 1 -v -timeout 30m -run MistakesAreFound -blind
+endif
 
 bench: build bin/local ## what it costs: direct, a bare reverse proxy, and the relay, on embedded and on real engines
 	LEDGERLINE_KAFKA_JVM='-XX:+UseG1GC' bin/local run -- bin/ledgerline bench $(BENCH_FLAGS)
