@@ -206,7 +206,7 @@ func (n *node) buildConsole() error {
 	}
 	n.console, err = console.New(console.Config{
 		Store: n.db, Log: n.usage, Catalog: n.catalog, Secret: secret, Kick: n.desk.MoveNow,
-		TestChannel: console.NewChannelTester(n.catalog, n.upstream), Logger: n.log, Version: version,
+		TestChannel: console.NewChannelTester(n.catalog, n.upstream), ListModels: console.NewModelLister(n.upstream), Logger: n.log, Version: version,
 		Master: n.cfg.master(), FrontendURL: n.cfg.FrontendURL, SecureCookies: n.cfg.CookieSecure, DefaultToken: n.cfg.DefaultToken, StatusExtra: n.statusExtra,
 		ClientIP: func(r *http.Request) netip.Addr { return relay.ClientIP(r, n.cfg.trusted) },
 	})

@@ -47,6 +47,8 @@ type Config struct {
 	// TestChannel sends a small request to a channel and returns how long the answer took. The model is the channel's to choose if it is
 	// empty. nil: channels cannot be tested.
 	TestChannel func(ctx context.Context, channel int64, model string) (time.Duration, error)
+	// ListModels asks an upstream which models it has. nil: models cannot be asked for.
+	ListModels  func(ctx context.Context, channel *catalog.Channel, key string) ([]string, error)
 	Logger      *slog.Logger
 	Version     string
 	Master      bool   // for the audit trail of the status only: every node serves every endpoint

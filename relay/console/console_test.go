@@ -94,6 +94,7 @@ func (s *site) node(t testing.TB) *Console {
 	t.Helper()
 	c, err := New(Config{
 		Store: s.store, Log: s.log, Catalog: s.catalog, Secret: testSecret, Kick: s.apply, Now: s.clock.now, Version: "v1", FrontendURL: "https://panel.example.com",
+		ListModels:  func(context.Context, *catalog.Channel, string) ([]string, error) { return []string{"gpt-4o"}, nil },
 		TestChannel: func(context.Context, int64, string) (time.Duration, error) { return 2 * time.Millisecond, nil },
 		ClientIP: func(r *http.Request) netip.Addr {
 			if ip, err := netip.ParseAddr(r.Header.Get("X-Test-Address")); err == nil {

@@ -122,6 +122,8 @@ func channelRoutes() []route {
 		{get, "/api/channel/models", admin, knownModels, false},
 		{get, "/api/channel/models_enabled", admin, enabledModels, false},
 		{get, "/api/channel/test/:id", admin, testChannel, true},
+		{get, "/api/channel/fetch_models/:id", admin, fetchModels, true},
+		{post, "/api/channel/fetch_models", admin, fetchModelsOfForm, false},
 		{post, "/api/channel/", admin, createChannel, false},
 		{put, "/api/channel/", admin, updateChannel, false},
 		{post, "/api/channel/batch", admin, deleteChannels, false},

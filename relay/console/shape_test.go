@@ -46,7 +46,6 @@ func readRecording(t *testing.T, name string) recording {
 // leftOut are exchanges that this package does not answer, or answers differently on purpose.
 var leftOut = map[string]string{
 	"user-self/PAT with another New-Api-User": "refused here: a script that names another user is wrong about who it is (TestWhoIsCalling)",
-	"channel-write/fetch models":              "asks an upstream for its models: not offered",
 	"option/chat after the bad ratio JSON":    "the bad price table is not stored here (TestOptions), so there is nothing to see",
 	"user-topup/amount":                       "online payment is not offered",
 	"relay-not-implemented/files":             "the relay's",
@@ -422,6 +421,7 @@ func (w *world) rename(key, path string) string {
 		{"token-write", "/api/token/35", func() int64 { return w.newest("tokens") }},
 		{"channel-write", "/api/channel/11", func() int64 { return w.newest("shape") }},
 		{"channel-write", "/api/channel/test/11", func() int64 { return w.newest("shape") }},
+		{"channel-write", "/api/channel/fetch_models/11", func() int64 { return w.newest("shape") }},
 		{"channel-write", "/api/channel/copy/11", func() int64 { return w.newest("shape") }},
 	} {
 		if rest, ok := strings.CutPrefix(path, r.from); ok && file == r.file {

@@ -81,6 +81,7 @@ type Call struct {
 	Path      string // "/v1/chat/completions"
 	Model     string // as sent; Azure puts it into the path
 	Body      []byte
+	Get       bool // GET, without the body
 	Stream    bool
 	RequestID string // passed on as X-Oneapi-Request-Id
 }
@@ -95,7 +96,12 @@ func (c *Client) Do(ctx context.Context, call Call) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, target, bytes.NewReader(call.Body))
+	var req *http.Request
+	if call.Get {
+		req, err = http.NewRequestWithContext(ctx, http.MethodGet, target, http.NoBody)
+	} else {
+		req, err = http.NewRequestWithContext(ctx, http.MethodPost, target, bytes.NewReader(call.Body))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("build upstream request: %w", err)
 	}
