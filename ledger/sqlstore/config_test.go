@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"ledgerline/ledger/ledgertest"
 )
@@ -144,6 +145,19 @@ func TestLockIsHeldByOne(t *testing.T) {
 		dsn := ledgertest.MySQL(t)
 		s := openMySQL(t, dsn)
 		run(t, [2]*Store{s, openMySQL(t, dsn)})
+
+		// A server that ends silent connections does not end the lock.
+		hasty, ok, err := openMySQL(t, dsn+"&wait_timeout=1").TryLock(t.Context(), "silent")
+		if must(t, err); !ok {
+			t.Fatal("a free lock was not given")
+		}
+		const longer = 3 * time.Second
+		for end := time.Now().Add(longer); time.Now().Before(end); {
+			if _, ok, err := s.TryLock(t.Context(), "silent"); ok || err != nil {
+				t.Fatalf("a lock was lost in silence: %v", err)
+			}
+		}
+		hasty.Unlock()
 
 		lock, _, err := s.TryLock(t.Context(), "lost")
 		must(t, err)

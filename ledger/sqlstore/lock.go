@@ -34,6 +34,12 @@ func (s *Store) TryLock(ctx context.Context, name string) (*Lock, bool, error) {
 		return nil, false, fmt.Errorf("lock %s: %w", name, err)
 	}
 	l := &Lock{conn: conn, name: s.lockName(name)}
+	// The connection says nothing for as long as the lock is held, and the server ends silent ones (after 8 h by default): 365 days
+	// are the most that it takes.
+	if _, err := conn.ExecContext(ctx, "SET SESSION wait_timeout = 31536000"); err != nil {
+		_ = conn.Close()
+		return nil, false, fmt.Errorf("lock %s: %w", name, err)
+	}
 	var got sql.NullInt64
 	if err := conn.QueryRowContext(ctx, "SELECT GET_LOCK(?, 0)", l.name).Scan(&got); err != nil {
 		_ = conn.Close()
