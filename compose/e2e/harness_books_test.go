@@ -203,6 +203,7 @@ func (b *books) compareBills(bills map[string]billed, served map[string]servedRe
 		}
 		if bill.kind == "usage.recovered" {
 			recovered++
+			b.t.Logf("recovered: request %s, charged %d, the client got %d tokens, the upstream produced %d", id, bill.quota, clients[id].chunks, up.completion)
 		}
 		least, most := int64(0), price(up.prompt, up.completion)
 		if !up.finished {
