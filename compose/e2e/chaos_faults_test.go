@@ -81,12 +81,29 @@ func (g *stage) served(n int) { g.load.moreDone(g.t, n) }
 // away plays an engine's absence. free says that requests must go on meanwhile.
 func (g *stage) away(end, begin func(), free bool) {
 	end()
+	g.lasts(free)
+	begin()
+}
+
+// lasts lets something that is away stay so for a while: longer than sessions and HOLD_ORPHAN_AFTER at times, but in make test.
+func (g *stage) lasts(free bool) {
+	most := 15 * time.Second
+	if *chaosFor == 0 {
+		most = time.Second
+	}
+	until := time.Now().Add(time.Duration(g.rng.Int64N(int64(most))))
 	if free {
 		g.served(meanwhile)
-	} else {
-		<-time.After(time.Duration(g.rng.IntN(3000)) * time.Millisecond)
 	}
-	begin()
+	g.wait("it has lasted", func() error {
+		if left := time.Until(until); left > 0 {
+			return fmt.Errorf("%s to go", left)
+		}
+		return nil
+	})
+	if free {
+		g.served(1) // still
+	}
 }
 
 func (g *stage) relayKilled() {
@@ -262,7 +279,7 @@ func (g *stage) leaderKilled() {
 	g.aside.Wait()
 	b := g.brokers[g.leader()]
 	b.Kill()
-	g.served(meanwhile)
+	g.lasts(true)
 	g.comeBack(b)
 }
 
@@ -288,7 +305,7 @@ func (g *stage) kafkaKilled() {
 	for _, b := range g.brokers {
 		b.Kill()
 	}
-	g.served(meanwhile)
+	g.lasts(true)
 	g.startKafka()
 }
 
@@ -311,11 +328,7 @@ func (g *stage) hanging(lines []*proxy, free bool) {
 	for _, p := range lines {
 		p.hang()
 	}
-	if free {
-		g.served(meanwhile)
-	} else {
-		<-time.After(time.Second + time.Duration(g.rng.IntN(4000))*time.Millisecond)
-	}
+	g.lasts(free)
 	for _, p := range lines {
 		p.heal()
 	}
@@ -325,7 +338,7 @@ func (g *stage) slowed(lines []*proxy, by time.Duration) {
 	for _, p := range lines {
 		p.slow(by)
 	}
-	g.served(meanwhile)
+	g.lasts(true)
 	for _, p := range lines {
 		p.heal()
 	}
@@ -521,7 +534,7 @@ func (g *stage) cutOff(p *proxy) {
 	to := p.to
 	p.mu.Unlock()
 	p.target("")
-	g.served(meanwhile)
+	g.lasts(true)
 	p.target(to)
 }
 
