@@ -43,6 +43,7 @@ func TestChaos(t *testing.T) {
 		if t.Failed() {
 			break
 		}
+		g.table.rounds++
 		t.Logf("round %d: all books agree", round)
 	}
 	g.table.end(g)
@@ -73,6 +74,7 @@ func (g *stage) inject(f fault) {
 type faultTable struct {
 	t       testing.TB
 	seed    uint64
+	rounds  int
 	began   time.Time
 	current string
 	rows    map[string]*faultRow
@@ -111,8 +113,9 @@ const tableBegins, tableEnds = "<!-- the table of faults: written by make chaos 
 // end prints the table, and writes it down if that was asked for and nothing failed.
 func (f *faultTable) end(g *stage) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s, seed %d, %d requests.\n\n", time.Now().UTC().Format(time.DateOnly), f.seed, len(g.load.all))
-	b.WriteString("| fault | times | requests answered meanwhile | went on after, at most | |\n| --- | --- | --- | --- | --- |\n")
+	fmt.Fprintf(&b, "%s, seed %d, %d rounds in %s, %d requests. After every round: none lost, none doubled, nothing overspent, and log, MySQL, Redis and ClickHouse agree. In the end\n%s.\n\n",
+		time.Now().UTC().Format(time.DateOnly), f.seed, f.rounds, time.Since(f.began).Round(time.Second), len(g.load.all), g.books.judged)
+	b.WriteString("| fault | times | requests answered meanwhile | traffic went on after, at most | |\n| --- | --- | --- | --- | --- |\n")
 	for _, fault := range faults() {
 		if r := f.rows[fault.name]; r != nil && r.times > 0 {
 			fmt.Fprintf(&b, "| %s | %d | %d | %.1f s | %s |\n", fault.name, r.times, r.done, r.longest.Seconds(), r.note)

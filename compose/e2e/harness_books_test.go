@@ -27,6 +27,7 @@ type books struct {
 	db         *sql.DB // MySQL or SQLite
 	usage      *sql.DB // ClickHouse, MySQL or SQLite
 	clickhouse bool
+	judged     string      // what the last comparison of bills found, in words
 	hot        *hold.Redis // nil when the counters live in the node
 }
 
@@ -224,6 +225,8 @@ func (b *books) compareBills(bills map[string]billed, served map[string]servedRe
 			b.t.Errorf("request %s (%s) is billed %d; the client got %d, the upstream produced %d (%+v)", id, bill.kind, bill.quota, least, most, up)
 		}
 	}
+	b.judged = fmt.Sprintf("%d bills equal what the upstream served, %d lie between what a client got that was cut off and what the upstream produced, of which %d were recovered from journals",
+		exact, bounded, recovered)
 	b.t.Logf("%d bills are exact, %d within what the client got and the upstream produced; %d were recovered", exact, bounded, recovered)
 }
 
