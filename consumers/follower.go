@@ -147,7 +147,7 @@ func (f *follower) fetch(ctx context.Context, offset int64, ahead chan<- fetched
 		}
 		f.r.metrics.fetches.Inc()
 		offset = batch.Next
-		if len(batch.Records) > 0 && offset >= batch.End && !pause(ctx, f.r.cfg.FetchEvery) {
+		if len(batch.Records) > 0 && offset >= batch.End && !f.r.rest(ctx) {
 			return
 		}
 	}

@@ -33,6 +33,8 @@ const (
 	// DefaultRecheckEvery is how often a stopped partition is looked at again: somebody may have adopted the log, or dealt with
 	// the record in its way.
 	DefaultRecheckEvery = 10 * time.Second
+	// hurryFor is how long a Hurry lasts: a credit is in the log a few tens of milliseconds after its node was asked for it.
+	hurryFor = 300 * time.Millisecond
 
 	retryMin = 100 * time.Millisecond // first pause after a failure
 	retryMax = 5 * time.Second        // longest pause between attempts
@@ -90,8 +92,10 @@ type Runner struct {
 	born     time.Time
 	buffered atomic.Int64 // bytes waiting, all partitions
 
-	mu     sync.Mutex
-	status map[int]*Status
+	mu      sync.Mutex
+	status  map[int]*Status
+	hurried time.Time     // until then nothing pauses between fetches
+	hurry   chan struct{} // closed and replaced by Hurry
 }
 
 // State says what a partition is doing.
@@ -158,7 +162,9 @@ func NewRunnerOf(log Log, group Group, sink Sink, cfg Config) *Runner {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	cfg.Logger = cfg.Logger.With("projection", cfg.Name)
-	r := &Runner{log: log, sink: sink, cfg: cfg, group: group, status: map[int]*Status{}, born: time.Now()}
+	r := &Runner{
+		log: log, sink: sink, cfg: cfg, group: group, status: map[int]*Status{}, hurry: make(chan struct{}), born: time.Now(),
+	}
 	r.look, _ = sink.(Looker)
 	r.metrics = newMetrics(cfg.Registerer, r)
 	return r
@@ -167,6 +173,34 @@ func NewRunnerOf(log Log, group Group, sink Sink, cfg Config) *Runner {
 // Run consumes until ctx ends, then leaves the group and returns nil. It returns an error only for a configuration that cannot
 // work.
 func (r *Runner) Run(ctx context.Context) error { return r.group.Run(ctx, r.own) }
+
+// Hurry says that an urgent record is about to be in the log: for a moment nothing pauses between fetches.
+func (r *Runner) Hurry() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hurried = time.Now().Add(hurryFor)
+	close(r.hurry)
+	r.hurry = make(chan struct{})
+}
+
+// rest is the pause between fetches. It reports whether ctx is still alive.
+func (r *Runner) rest(ctx context.Context) bool {
+	r.mu.Lock()
+	hurrying, hurry := time.Now().Before(r.hurried), r.hurry
+	r.mu.Unlock()
+	if hurrying {
+		return ctx.Err() == nil
+	}
+	timer := time.NewTimer(r.cfg.FetchEvery)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+	case <-hurry:
+	}
+	return true
+}
 
 // Status returns the state of the partitions that this process owns, in order.
 func (r *Runner) Status() []Status {

@@ -330,6 +330,25 @@ func TestUrgentRecordsDoNotWait(t *testing.T) {
 	})
 }
 
+// Whoever knows that a credit comes need not wait for the pace of fetches.
+func TestHurry(t *testing.T) {
+	onEveryLog(t, 1, func(t *testing.T, log *testLog) {
+		sink := &memorySink{store: newStore()}
+		runner, _ := log.start(sink, func(c *consumers.Config) {
+			c.FetchEvery, c.Interval = time.Hour, time.Hour
+			c.Urgent = func(*ledger.Record) bool { return true }
+		})
+		waitStatus(t, runner, func(s []consumers.Status) bool { return len(s) == 1 && running(s) })
+		log.fill(1)
+		sink.waitAt(t, 1, 1) // the next fetch is an hour away
+		for n := int64(2); n <= 4; n++ {
+			runner.Hurry() // sometimes while the fetcher rests, sometimes before
+			log.fill(1)
+			sink.waitAt(t, 1, n)
+		}
+	})
+}
+
 // Records that wait for company are not lost when the partition is given away.
 func TestFlushesOnStop(t *testing.T) {
 	onEveryLog(t, 1, func(t *testing.T, log *testLog) {

@@ -69,11 +69,35 @@ func (n *node) retain(ctx context.Context) error {
 	return audit.Retain(ctx, audit.Retention{DB: n.db, Usage: n.usage, Days: n.cfg.LogTTLDays, Log: n.log})
 }
 
-// moveNow makes the outbox move at once, if this process has a desk.
+// creditNews is the message that a credit is on its way: whichever node consumes its partition hurries.
+const creditNews = "credit"
+
+// moveNow makes the outbox move at once, if this process has a desk, and tells the consumers that something urgent comes.
 func (n *node) moveNow() {
-	if n.desk != nil {
-		n.desk.MoveNow()
+	if n.desk == nil {
+		return
 	}
+	n.desk.MoveNow()
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := n.counters.Notify(ctx, []byte(creditNews)); err != nil {
+			n.log.Debug("the consumers were not told of a credit; it waits for their pace", "error", err)
+		}
+	}()
+}
+
+// hurryForCredits makes the quota consumer fetch at once when a node says that a credit is on its way, until ctx ends.
+func (n *node) hurryForCredits(ctx context.Context) error {
+	err := n.counters.Watch(ctx, func(payload []byte) {
+		if string(payload) == creditNews {
+			n.quotas.Hurry()
+		}
+	})
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // periodically repeats f until ctx ends. A failure is said once until it has passed.

@@ -205,7 +205,7 @@ func (n *node) buildConsole() error {
 		return err
 	}
 	n.console, err = console.New(console.Config{
-		Store: n.db, Log: n.usage, Catalog: n.catalog, Secret: secret, Kick: n.desk.MoveNow,
+		Store: n.db, Log: n.usage, Catalog: n.catalog, Secret: secret, Kick: n.moveNow,
 		TestChannel: console.NewChannelTester(n.catalog, n.upstream), ListModels: console.NewModelLister(n.upstream), Logger: n.log, Version: version,
 		Master: n.cfg.master(), FrontendURL: n.cfg.FrontendURL, SecureCookies: n.cfg.CookieSecure, DefaultToken: n.cfg.DefaultToken, StatusExtra: n.statusExtra,
 		ClientIP: func(r *http.Request) netip.Addr { return relay.ClientIP(r, n.cfg.trusted) },
@@ -267,6 +267,7 @@ func (n *node) run(ctx context.Context, serveHTTP func(ctx context.Context) erro
 	if n.role.consumes {
 		background.Go(func() error { return n.quotas.Run(consume) })
 		background.Go(func() error { return n.usages.Run(consume) })
+		background.Go(func() error { return n.hurryForCredits(consume) })
 	}
 	if n.cfg.master() {
 		background.Go(func() error { return n.masterDuties(consume) })

@@ -124,6 +124,22 @@ func TestOverrideIsOneTransaction(t *testing.T) {
 	}
 }
 
+// A change of quota is on its way before the catalog is read for its answer: both together must not take longer than the longer one.
+func TestKickComesFirst(t *testing.T) {
+	s := newSite(t)
+	_, before, _ := s.catalog.Sizes()
+	kicked, during := false, 0
+	s.console.cfg.Kick = func() {
+		kicked = true
+		_, during, _ = s.catalog.Sizes()
+		s.apply()
+	}
+	s.root().must("POST", "/api/token/", map[string]any{"name": "limited", "remain_quota": 500, "expired_time": -1})
+	if _, after, _ := s.catalog.Sizes(); !kicked || during != before || after != before+1 {
+		t.Errorf("kicked %v; the catalog has %d tokens, %d at the kick, %d after", kicked, before, during, after)
+	}
+}
+
 // While nothing applies events, a change is answered after a bounded wait, and applied later.
 func TestQuotaWhileTheLogIsDown(t *testing.T) {
 	s := newSite(t)
