@@ -68,7 +68,7 @@ type Redis struct {
 	prefix  string
 	log     *slog.Logger
 	calls   *combiner
-	looks   *combiner // of State
+	looks   *combiner // of State, unless cluster
 	repeats atomic.Uint64
 	down    atomic.Bool // the last trip failed
 }
@@ -87,7 +87,8 @@ func NewRedis(cfg RedisConfig) (*Redis, error) {
 		r.log = slog.New(slog.DiscardHandler)
 	}
 	r.calls = newCombiner(tripsAtOnce, r.fly)
-	r.looks = newCombiner(1, r.look)
+	// A trip does not end with the context of the caller whose turn it is, because it carries others' questions too.
+	r.looks = newCombiner(1, func(calls []*call) { r.look(context.Background(), calls) })
 	if cfg.Metrics != nil {
 		if err := cfg.Metrics.Register(collector{r}); err != nil {
 			return nil, fmt.Errorf("register the metrics of redis: %w", err)

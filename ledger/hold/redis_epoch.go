@@ -10,8 +10,9 @@ import (
 )
 
 // State implements [Membership]. Nodes and consumers ask several times a second, so a server is asked once for all of its partitions:
-// those of one call, and those of calls that come at about the same time. A cluster is asked for each, in one pipeline: its
-// partitions lie in different slots.
+// those of one call, and those of calls that come at about the same time. A cluster is asked for each, since its partitions lie in
+// different slots: in one pipeline for those of one call, and by itself for other calls, which must not wait for a server that
+// has nothing to do with them.
 func (r *Redis) State(ctx context.Context, partitions ...int) ([]ledger.Counters, error) {
 	calls := make([]*call, len(partitions))
 	for i, partition := range partitions {
@@ -25,13 +26,18 @@ func (r *Redis) State(ctx context.Context, partitions ...int) ([]ledger.Counters
 	}
 	ctx, cancel := context.WithTimeout(ctx, ControlTimeout)
 	defer cancel()
-	if err := r.looks.do(ctx, calls...); err != nil {
+	if r.cluster {
+		r.look(ctx, calls)
+	} else if err := r.looks.do(ctx, calls...); err != nil {
 		return nil, fmt.Errorf("read the state of counters: %w", err)
 	}
 	states := make([]ledger.Counters, len(partitions))
 	for i, c := range calls {
-		var err error
-		if states[i], err = decodeState(c.partition, c.reply); err != nil {
+		err := c.err
+		if err == nil {
+			states[i], err = decodeState(c.partition, c.reply)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("read the state of counters of partition %d: %w", c.partition, err)
 		}
 	}
@@ -39,7 +45,7 @@ func (r *Redis) State(ctx context.Context, partitions ...int) ([]ledger.Counters
 }
 
 // look makes one trip for the states of all partitions that are asked for.
-func (r *Redis) look(calls []*call) {
+func (r *Redis) look(ctx context.Context, calls []*call) {
 	var requests []*request
 	for _, c := range calls {
 		if len(requests) == 0 || r.cluster {
@@ -48,7 +54,7 @@ func (r *Redis) look(calls []*call) {
 		q := requests[len(requests)-1]
 		q.partitions = append(q.partitions, c.partition)
 	}
-	r.exec(context.Background(), ControlTimeout, stateScript, requests)
+	r.exec(ctx, ControlTimeout, stateScript, requests)
 	for _, q := range requests {
 		for i := range q.partitions {
 			calls[i].reply, calls[i].err = q.stateReply(i)

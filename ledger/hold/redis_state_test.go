@@ -1,11 +1,14 @@
 package hold_test
 
 import (
+	"context"
+	"fmt"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 
+	"ledgerline/ledger/hold"
 	"ledgerline/ledger/ledgertest"
 )
 
@@ -65,4 +68,37 @@ func TestStatesShareATrip(t *testing.T) {
 	if n := scripts() - before; n > rounds*partitions/2 {
 		t.Errorf("%d scripts for %d looks, want at most half as many", n, rounds*partitions)
 	}
+}
+
+// A server of a cluster that hangs does not keep the others' partitions waiting, even if they look at the same time
+// as others look at its partitions.
+func TestStatesOfAHangingServer(t *testing.T) {
+	t.Parallel()
+	const partitions, slots, servers = 12, 16384, 3
+	all, url := ledgertest.StartRedisCluster(t, "--cluster-require-full-coverage", "no")
+	r, first := connect(t, url), raw(t, "redis://"+all[0].Addr)
+	hangs := map[int]bool{}
+	for p := range partitions {
+		if ok, err := r.Begin(t.Context(), p, uint64(100+p), int64(p)); !ok || err != nil {
+			t.Fatalf("begin: %v, %v", ok, err)
+		}
+		slot, err := first.ClusterKeySlot(t.Context(), fmt.Sprintf("{p%d}", p)).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		hangs[p] = slot < slots/servers
+	}
+	all[0].Freeze()
+	defer all[0].Thaw()
+	ctx, cancel := context.WithTimeout(t.Context(), hold.ControlTimeout/2)
+	defer cancel()
+	var together sync.WaitGroup
+	for p := range partitions {
+		together.Go(func() {
+			if _, err := r.State(ctx, p); (err != nil) != hangs[p] {
+				t.Errorf("partition %d, whose server hangs: %v: %v", p, hangs[p], err)
+			}
+		})
+	}
+	together.Wait()
 }
