@@ -173,11 +173,16 @@ func (m *Meter) report(raw []byte, alone bool) {
 // impossible are the verdicts that no later usage takes back.
 const impossible = dialect.UsageNegative | dialect.UsageAbsurd | dialect.UsageMalformed
 
+// severalTokens is a length in bytes that no language's tokens have on average: about twice that of Thai in o200k_base, whose are the
+// longest.
+const severalTokens = 24
+
 // Streamed returns the two figures of which a crash bills the larger: tokens, and bytes ÷ 4. The journal's slot is raised to them
 // before the chunk is sent. An upstream that sends a token a chunk has produced as many as it has sent chunks, whatever their
-// length, so the bytes count only where chunks hold several: then what is certain would be too little.
+// length, so the bytes count only where chunks hold several: then what is certain would be too little. Scripts without spaces
+// show that by their length alone.
 func (m *Meter) Streamed() (tokens, textBytes int64) {
-	if 2*m.pieces > 3*m.chunks {
+	if 2*m.pieces > 3*m.chunks || m.bytes > severalTokens*m.chunks {
 		return m.pieces, m.bytes
 	}
 	return m.pieces, 0

@@ -89,3 +89,22 @@ func TestStreamedSeveralATime(t *testing.T) {
 		t.Errorf("billed %d of %d tokens", got, want)
 	}
 }
+
+// Chinese has no spaces to tell tokens apart by: chunks of several are known by their length, and billed about right too.
+func TestStreamedSeveralWithoutSpaces(t *testing.T) {
+	c := o200k()
+	_, tokens, err := c.Encode(strings.Repeat(kindsOfText["chinese"], 20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, group := range []int{8, 40} {
+		var grouped []string
+		for i := 0; i < len(tokens); i += group {
+			grouped = append(grouped, strings.Join(tokens[i:min(i+group, len(tokens))], ""))
+		}
+		got, want := answer(t, grouped).Progress(), int64(len(tokens))
+		if got < want*8/10 || got > want*15/10 {
+			t.Errorf("%d a chunk: billed %d of %d tokens", group, got, want)
+		}
+	}
+}
