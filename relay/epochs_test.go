@@ -26,6 +26,7 @@ type flaky struct {
 	mute      atomic.Bool  // calls get through, but the node does not see the state of the counters
 	deaf      atomic.Bool  // no end of a hold gets through
 	dead      atomic.Int64 // the partition + 1 whose server is away; 0: none
+	hangs     atomic.Bool  // it does not say so: who asks for its state waits
 	onReserve atomic.Pointer[func()]
 	reserves  atomic.Int64
 }
@@ -56,7 +57,13 @@ func (f *flaky) Release(ctx context.Context, calls []ledger.ReleaseCall) error {
 
 func (f *flaky) State(ctx context.Context, partitions ...int) ([]ledger.Counters, error) {
 	if f.mute.Load() || slices.ContainsFunc(partitions, f.away) {
+		if f.hangs.Load() {
+			<-ctx.Done()
+		}
 		return nil, errCut
+	}
+	if err := ctx.Err(); err != nil { // as a connection does
+		return nil, err
 	}
 	return f.Local.State(ctx, partitions...)
 }

@@ -77,6 +77,28 @@ func TestOneServerAway(t *testing.T) {
 	}
 }
 
+// A server that hangs says nothing at all: the epochs of the others are followed all the same.
+func TestOneServerHangs(t *testing.T) {
+	s := newStack(t, relaytest.Script{})
+	f := &flaky{Local: s.counters}
+	n := s.start(behind(f))
+	a := n.account(start, start)
+	there := (ledger.Partition(a.user, partitions) + 1) % partitions
+	f.hangs.Store(true)
+	f.dead.Store(int64(ledger.Partition(a.user, partitions)) + 1)
+	epoch, offset, err := n.db.AllocateEpoch(t.Context(), there, 1)
+	n.must(err)
+	_, err = n.counters.Begin(t.Context(), there, epoch, offset)
+	n.must(err)
+	n.await("the node to join the other server's new epoch", func() bool {
+		states, err := n.counters.State(t.Context(), there)
+		n.must(err)
+		return states[0].Epoch >= epoch && states[0].Open
+	})
+	f.dead.Store(0)
+	n.drain()
+}
+
 // chargedTo is the sum of a user's bills.
 func (n *node) chargedTo(a account) (sum int64) {
 	for _, ev := range n.clerk.usage() {

@@ -63,6 +63,9 @@ const (
 	MaxOpen = 65536
 	// epochLook is how often the epochs are looked at; a rebuild should take about a second.
 	epochLook = 100 * time.Millisecond
+	// lookPatience bounds one question for epochs, which takes a server microseconds. One that hangs must leave time for the others
+	// within loadTimeout.
+	lookPatience = time.Second
 	// beatEvery is far below HOLD_ORPHAN_AFTER and below what the quota consumer takes for silence (10 s).
 	beatEvery  = 3 * time.Second
 	sweepEvery = time.Minute

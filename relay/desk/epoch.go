@@ -23,7 +23,7 @@ func (d *Desk) look(ctx context.Context) error {
 	for p := range partitions {
 		partitions[p] = p
 	}
-	states, err := d.cfg.Counters.State(ctx, partitions...)
+	states, err := d.state(ctx, partitions...)
 	var failed []error // one partition must not keep the others
 	if err != nil {
 		// Out of reach is not closed: requests fail at their own call, and nothing is re-asserted on a guess.
@@ -37,6 +37,12 @@ func (d *Desk) look(ctx context.Context) error {
 	}
 	d.sawEpochs.Do(func() { close(d.looked) })
 	return errors.Join(failed...)
+}
+
+func (d *Desk) state(ctx context.Context, partitions ...int) ([]ledger.Counters, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookPatience)
+	defer cancel()
+	return d.cfg.Counters.State(ctx, partitions...) //nolint:wrapcheck // the caller says what was tried
 }
 
 // lookAtOnce bounds the partitions that are looked at beside one another while some are out of reach.
@@ -53,7 +59,7 @@ func (d *Desk) statesOneByOne(ctx context.Context, partitions []int) ([]ledger.C
 	all.SetLimit(lookAtOnce)
 	for _, p := range partitions {
 		all.Go(func() error {
-			st, err := d.cfg.Counters.State(ctx, p)
+			st, err := d.state(ctx, p)
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {

@@ -244,9 +244,10 @@ func (d *Desk) inUse(b *book) bool {
 
 // finished reports whether a book is closed, settled and shipped: no request writes to it, the counters took the end of every hold, and
 // all of it is durable and in the log. Dropping an incarnation before that would void a hold whose charge the quota
-// consumer takes out of settled, and so give the charge back (L3).
+// consumer takes out of settled, and so give the charge back (L3). While requests of it are doubtful, ends of holds may be on
+// their way to pending.
 func (d *Desk) finished(b *book) bool {
-	return !d.inUse(b) && b.pending.Load() <= 0 && b.journal.Drained()
+	return !d.inUse(b) && !b.doubtful.Load() && b.pending.Load() <= 0 && b.journal.Drained()
 }
 
 // closeBook ends an incarnation whose requests are all closed, shipped and settled. The order matters: first the
