@@ -47,7 +47,12 @@ func (s *Store) RegisterProducer(ctx context.Context, p Producer) error {
 		if state == ProducerClosed {
 			return ErrExists
 		}
-		return tx.noteSecret(ctx, p.ID)
+		if err := tx.noteSecret(ctx, p.ID); err != nil {
+			return err
+		}
+		// Keys may have been sealed since CheckSecret: who seals looks for nodes without the secret, and did not see this one.
+		_, err = tx.sealing(ctx)
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("register producer %s: %w", p.ID, err)

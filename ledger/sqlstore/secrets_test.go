@@ -179,6 +179,12 @@ func TestSecretsWaitForEveryNode(t *testing.T) {
 			t.Errorf("a secret of nine characters: %v", err)
 		}
 		exec(t, s, "UPDATE ledger_producers SET state = 'closed' WHERE node = 'old'")
+		late := again("") // it looked before the keys are sealed, and registers after
+		must(t, late.CheckSecret(t.Context()))
 		value[SecretsPlan](t)(s.MigrateSecrets(t.Context(), func(SecretsPlan) {}))
+		if err := late.RegisterProducer(t.Context(), Producer{ID: id(3), Node: "late"}); !errors.Is(err, ErrSecret) {
+			t.Errorf("a node without the secret registers beside sealed keys: %v", err)
+		}
+		must(t, s.RegisterProducer(t.Context(), Producer{ID: id(4), Node: "with the secret"}))
 	})
 }
