@@ -83,26 +83,57 @@ func copyLogs(ctx context.Context, c *importCall) (*logsResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := from.Copy(ctx, next, c.storeCopied(ctx, into, result)); err != nil {
+	copied := &copier{call: c, into: into, result: result, began: time.Now(), most: 1}
+	if _, big := into.(*usagelog.ClickHouse); big {
+		copied.most = gatherRows
+	}
+	if err = from.Copy(ctx, next, func(rows []usagelog.Row, next int64) error { return copied.add(ctx, rows, next) }); err == nil {
+		err = copied.store(ctx)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%w; run it again to go on", err)
 	}
 	_, result.Copied, err = into.Imported(ctx, result.Source)
 	return result, err
 }
 
-// storeCopied stores batches and says how far it is.
-func (c *importCall) storeCopied(ctx context.Context, into usagelog.Importer, result *logsResult) func([]usagelog.Row, int64) error {
-	began := time.Now()
-	said := began
-	return func(rows []usagelog.Row, next int64) error {
-		if err := into.Import(ctx, result.Source, rows, next); err != nil {
-			return err
-		}
-		result.Read += int64(len(rows))
-		if now := time.Now(); now.Sub(said) >= progressEvery {
-			said = now
-			fmt.Fprintf(c.stderr, "import: %d of %d rows, %.0f rows/s\n", result.Read, result.Rows, float64(result.Read)/now.Sub(began).Seconds())
-		}
+// gatherRows make one INSERT into ClickHouse: each makes a part that must be merged later. At some kilobyte a row, they are what is
+// in memory.
+const gatherRows = 40_000
+
+// copier stores rows and says how far it is.
+type copier struct {
+	call        *importCall
+	into        usagelog.Importer
+	result      *logsResult
+	began, said time.Time
+	most        int // rows to gather
+
+	rows []usagelog.Row
+	next int64
+}
+
+// add stores batches once they are enough. They are the caller's afterwards.
+func (p *copier) add(ctx context.Context, rows []usagelog.Row, next int64) error {
+	p.rows, p.next = append(p.rows, rows...), next
+	if len(p.rows) < p.most {
 		return nil
 	}
+	return p.store(ctx)
+}
+
+func (p *copier) store(ctx context.Context) error {
+	if len(p.rows) == 0 {
+		return nil
+	}
+	if err := p.into.Import(ctx, p.result.Source, p.rows, p.next); err != nil {
+		return err
+	}
+	p.result.Read += int64(len(p.rows))
+	p.rows = p.rows[:0]
+	if now := time.Now(); now.Sub(p.said) >= progressEvery {
+		p.said = now
+		fmt.Fprintf(p.call.stderr, "import: %d of %d rows, %.0f rows/s\n", p.result.Read, p.result.Rows, float64(p.result.Read)/now.Sub(p.began).Seconds())
+	}
+	return nil
 }

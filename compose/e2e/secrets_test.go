@@ -77,6 +77,11 @@ func TestSecretsAreSealedUnderTraffic(t *testing.T) {
 	}
 	a.nothingInPlainText()
 
+	_, stored := a.query("SELECT `key` FROM tokens WHERE id = 4")
+	if status, body, err := getWith(s.nodes[1].url()+"/v1/models", "Bearer sk-"+stored[0][0].(string)); err != nil || status != http.StatusUnauthorized {
+		t.Errorf("what stands for a key is taken for one: %d %s %v", status, body, err)
+	}
+
 	// Management goes on: passwords are hashed anew, tokens work, a new key is shown once.
 	bob := login(t, s.nodes[0].url(), "bob", "password1")
 	if n := a.number("SELECT COUNT(*) FROM users WHERE username = 'bob' AND password LIKE '$argon2id$%'"); n != 1 {
