@@ -27,7 +27,7 @@ MYSQL_PACKAGES ?= ./ledger/sqlstore/... ./ledger/usagelog/...
 
 GO_TEST = go test -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS)
 
-.PHONY: build test chaos race sim lint fmt vuln bench bench-compare bench-limits bench-consumers bench-growth demo up down status engines test-mysql clean
+.PHONY: build test chaos race sim fuzz lint fmt vuln bench bench-compare bench-limits bench-consumers bench-growth demo up down status engines test-mysql clean
 
 build: ## the program: bin/ledgerline
 	go build -trimpath -o bin/ledgerline ./cmd/ledgerline
@@ -44,6 +44,15 @@ chaos: ## everything breaks under traffic, in the order of a seed (CHAOS_FLAGS='
 
 race: bin/local ## the tests under the race detector
 	bin/local run -- $(GO_TEST) -race $(PACKAGES)
+
+# How long make fuzz runs each target.
+FUZZTIME ?= 10s
+
+fuzz: ## every decoder on hostile input, from the committed corpus on; FUZZTIME=10s for each target
+	@grep -ro --include=*_test.go '^func Fuzz[A-Za-z0-9_]*' . | sed 's|/[^/]*_test.go:func | |' | sort | while read -r package target; do \
+		echo "$$package $$target"; \
+		go test "$$package" -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) || exit 1; \
+	done
 
 # Histories of make sim, and what else it is told: make sim SEED=7 SIM_FLAGS=-calls
 HISTORIES ?= 10000

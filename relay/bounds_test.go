@@ -54,6 +54,10 @@ func TestBodies(t *testing.T) {
 		"an unknown encoding":         {"x", "br", false, 400, ""},
 		"identity":                    {chat(""), "identity", false, 200, ""},
 		"too deep":                    {chat("", `"deep":`+strings.Repeat("[", 200_000)+strings.Repeat("]", 200_000)), "", false, 400, ""},
+		"no number":                   {chat("", `"temperature":NaN`), "", false, 400, ""},
+		"a number of 100 kB":          {chat("", `"temperature":1`+strings.Repeat("0", 100_000)), "", false, 200, ""},
+		"no UTF-8":                    {chat("", `"pad":"`+"\xff\xfe\xc0\x80"+`"`), "", false, 200, ""}, // the upstream's to judge
+		"NUL":                         {chat("") + "\x00", "", false, 400, ""},
 		"a long model name":           {`{"model":"` + strings.Repeat("m", 100_000) + `","messages":[{"role":"user","content":"hi"}]}`, "", false, 400, ""},
 		"a field twice":               {chat("", `"max_tokens":1`, `"max_tokens":1000`), "", false, 400, "invalid_request"},
 	} {
@@ -121,6 +125,13 @@ func TestSlowSender(t *testing.T) {
 	}
 	if got := n.post(a.key, chatPath, chat(""), "X-Long", strings.Repeat("x", 100_000)); got.status != 431 {
 		t.Errorf("a header of 100 kB: %d", got.status)
+	}
+	flood := n.newRequest(t.Context(), a.key, chatPath, chat(""))
+	for i := range 20_000 {
+		flood.Header.Set(fmt.Sprintf("X-%d", i), "x")
+	}
+	if got := n.do(flood); got.status != 431 {
+		t.Errorf("20,000 headers: %d", got.status)
 	}
 	if got := n.post(strings.Repeat("k", 10_000), chatPath, chat("")); got.status != 401 {
 		t.Errorf("a key of 10 kB: %d", got.status)

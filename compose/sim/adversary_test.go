@@ -277,9 +277,10 @@ func (w *world) promote() {
 
 // restore takes the database back; half of the time nodes and epochs are remembered all the same.
 func (w *world) restore() {
-	if w.backup == nil {
+	if w.backup == nil || w.jumped {
 		return
 	}
+	w.restored = true
 	producers, epochs := w.bank.producers, w.bank.epochs
 	w.bank.tables = w.backup.clone()
 	if w.diskGone || w.chance(.5) {
@@ -296,8 +297,16 @@ func (w *world) outage() {
 	w.down[to] = time.Now().Add(w.between(100*time.Millisecond, 15*time.Second))
 }
 
+// jump sets a clock. That of a consumer does not jump in histories in which the database goes back: an epoch's number is above the database's,
+// the counters', and the clock's, and one of the three has to be good (DESIGN 7).
 func (w *world) jump() {
 	p := pick(w.rand, w.procs)
+	if p.files == nil { // a consumer
+		if w.restored {
+			return
+		}
+		w.jumped = true
+	}
 	p.skew += pick(w.rand, []time.Duration{-time.Hour, time.Hour})
 }
 
