@@ -86,10 +86,7 @@ func (n *node) start() {
 		_ = p.do(context.Background(), toClient, "exited", func() error {
 			w.tell("%s exits: %v", n.name, err)
 			n.desk, n.exited = nil, true
-			if p.files != nil {
-				p.files.Kill()
-			}
-			p.dead.Store(true)
+			w.after(0, func() { w.kill(p) }) // what it had sent may still arrive
 			w.after(w.between(time.Millisecond, 3*time.Second), n.start)
 			return nil
 		})

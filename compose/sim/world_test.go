@@ -227,6 +227,8 @@ func (p *proc) do(ctx context.Context, to target, name string, exec func() error
 	case <-ctx.Done():
 		c.gave.Store(true)
 		return context.Cause(ctx)
+	case <-p.w.over:
+		return errKilled
 	}
 }
 
