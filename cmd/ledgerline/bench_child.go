@@ -185,6 +185,28 @@ func cpuOf(pids []int) (sum time.Duration) {
 	return sum
 }
 
+// memoryOf returns the resident memory of a process, in bytes: its own, and what it maps of files, which the system can drop.
+func memoryOf(pid int) (own, file int64) {
+	raw, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
+	if err != nil {
+		return 0, 0
+	}
+	for line := range strings.Lines(string(raw)) {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		kb, _ := strconv.ParseInt(f[1], 10, 64)
+		switch f[0] {
+		case "RssAnon:", "RssShmem:":
+			own += kb << 10
+		case "RssFile:":
+			file = kb << 10
+		}
+	}
+	return own, file
+}
+
 var hostPort = regexp.MustCompile(`127\.0\.0\.1:(\d+)`)
 
 // listenerOf finds the process that listens on the loopback port named in an address or DSN; 0 if there is none.

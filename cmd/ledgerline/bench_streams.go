@@ -43,7 +43,7 @@ func (b *bench) streams(ctx context.Context, t *target) error {
 	if err := settle(ctx, t); err != nil {
 		return err
 	}
-	_, before := procStat(t.child.pid())
+	before, _ := memoryOf(t.child.pid())
 	client := &http.Client{Transport: demoTransport(b.o.streams)}
 	defer client.CloseIdleConnections()
 	all := make([]streamed, b.o.streams)
@@ -61,15 +61,15 @@ func (b *bench) streams(ctx context.Context, t *target) error {
 	}
 	cpu := cpuOf([]int{t.child.pid()})
 	b.signal(t, beginProfile)
-	open := b.highest(ctx, t, streamRamp, b.o.hold)
+	open, file := b.highest(ctx, t, streamRamp, b.o.hold)
 	b.signal(t, endProfile)
 	cpu = cpuOf([]int{t.child.pid()}) - cpu
 	clients.Wait()
-	return b.printStreams(t, all, tokens, time.Since(began), cpu, before, open)
+	return b.printStreams(t, all, tokens, time.Since(began), cpu, [3]int64{before, open, file})
 }
 
-// highest is the most memory that the relay has from ramp until ramp + hold from now.
-func (b *bench) highest(ctx context.Context, t *target, ramp, hold time.Duration) (rss int64) {
+// highest is the most memory that the relay has from ramp until ramp + hold from now: its own, and the pages of its program's file.
+func (b *bench) highest(ctx context.Context, t *target, ramp, hold time.Duration) (own, file int64) {
 	from := time.After(ramp)
 	until := time.After(ramp + hold)
 	tick := time.NewTicker(idleLook)
@@ -79,13 +79,13 @@ func (b *bench) highest(ctx context.Context, t *target, ramp, hold time.Duration
 		case <-from:
 			counts = true
 		case <-tick.C:
-			if _, now := procStat(t.child.pid()); counts {
-				rss = max(rss, now)
+			if now, mapped := memoryOf(t.child.pid()); counts {
+				own, file = max(own, now), max(file, mapped)
 			}
 		case <-until:
-			return rss
+			return own, file
 		case <-ctx.Done():
-			return rss
+			return own, file
 		}
 	}
 }
@@ -125,7 +125,7 @@ func readStream(ctx context.Context, client *http.Client, t *target, body []byte
 	}
 }
 
-func (b *bench) printStreams(t *target, all []streamed, tokens int64, took, cpu time.Duration, before, open int64) error {
+func (b *bench) printStreams(t *target, all []streamed, tokens int64, took, cpu time.Duration, memory [3]int64) error {
 	var failed, late, chunks int
 	var gap time.Duration
 	var why error
@@ -144,9 +144,11 @@ func (b *bench) printStreams(t *target, all []streamed, tokens int64, took, cpu 
 	}
 	fmt.Fprintf(b.out, "\n%s: %d streams of %d chunks each, all open for %s: %d failed, %d with a silence above %s; longest silence %s\n",
 		t.name, len(all), tokens, b.o.hold, failed, late, latestChunk, gap.Round(time.Millisecond))
-	fmt.Fprintf(b.out, "  %.0f chunks/s, CPU of the relay %.1f µs/chunk; memory %d MB before, at most %d MB while all were open (%d KB a stream)\n",
+	before, open, file := memory[0], memory[1], memory[2]
+	fmt.Fprintf(b.out, "  %.0f chunks/s, CPU of the relay %.1f µs/chunk; memory %d MB before, at most %d MB while all were open (%d KB a stream), "+
+		"beside %d MB of the program's file that the system keeps in its cache\n",
 		float64(chunks)/took.Seconds(), float64(cpu.Microseconds())/float64(max(chunks, 1)), before>>20, open>>20,
-		max(0, open-before)/int64(len(all))>>10)
+		max(0, open-before)/int64(len(all))>>10, file>>20)
 	if failed > 0 {
 		return fmt.Errorf("%d of %d streams failed, one of them: %w", failed, len(all), why)
 	}
