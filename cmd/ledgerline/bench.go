@@ -249,6 +249,14 @@ func (b *bench) relay(ctx context.Context, name, build string, engines map[strin
 	for k, v := range engines {
 		env[k] = v
 	}
+	if build != "" {
+		env["INITIAL_ROOT_ACCESS_TOKEN"] = benchAccess
+		t, err := b.startNode(ctx, name, build, env, engines != nil)
+		if err == nil {
+			t.key, err = b.seedBuild(ctx, t.url)
+		}
+		return t, err
+	}
 	key, err := b.seed(ctx, env)
 	if err != nil {
 		return target{}, err
