@@ -12,6 +12,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -67,10 +68,9 @@ type Redis struct {
 	cluster bool // partitions lie on several servers
 	prefix  string
 	log     *slog.Logger
-	calls   *combiner
+	ways    sync.Map  // int to *way; see Redis.way
 	looks   *combiner // of State, unless cluster
 	repeats atomic.Uint64
-	down    atomic.Bool // the last trip failed
 }
 
 // NewRedis returns a client. It does not connect: see [Redis.Check].
@@ -86,7 +86,6 @@ func NewRedis(cfg RedisConfig) (*Redis, error) {
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
-	r.calls = newCombiner(tripsAtOnce, r.fly)
 	// A trip does not end with the context of the caller whose turn it is, because it carries others' questions too.
 	r.looks = newCombiner(1, func(calls []*call) { r.look(context.Background(), calls) })
 	if cfg.Metrics != nil {

@@ -5,7 +5,10 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"ledgerline/ledger"
 )
@@ -13,6 +16,27 @@ import (
 func newCall(partition int, packed *packedCall) *call {
 	const usual = 128 // bytes of one packed call
 	return &call{partition: partition, packed: packed.append(make([]byte, 0, usual)), done: make(chan struct{})}
+}
+
+// way is how calls of some partitions get to Redis.
+type way struct {
+	*combiner
+	down atomic.Bool // the last trip failed
+}
+
+// way returns that of a partition: a single server is reached by one for all. In a cluster each partition has its own, since a
+// trip takes as long as its slowest server, and one that hangs must hold up its own partitions only.
+func (r *Redis) way(partition int) *way {
+	if !r.cluster {
+		partition = 0
+	}
+	if w, ok := r.ways.Load(partition); ok {
+		return w.(*way)
+	}
+	fresh := &way{}
+	fresh.combiner = newCombiner(tripsAtOnce, func(calls []*call) { r.fly(fresh, calls) })
+	w, _ := r.ways.LoadOrStore(partition, fresh)
+	return w.(*way)
 }
 
 // send coalesces calls with those of other goroutines into trips.
@@ -23,12 +47,23 @@ func (r *Redis) send(ctx context.Context, calls ...*call) error {
 func (r *Redis) sendWithin(ctx context.Context, patience time.Duration, calls ...*call) error {
 	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
-	return r.calls.doWithin(ctx, patience, calls...)
+	if !r.cluster || len(calls) == 1 {
+		return r.way(calls[0].partition).doWithin(ctx, patience, calls...)
+	}
+	by := map[int][]*call{}
+	for _, c := range calls {
+		by[c.partition] = append(by[c.partition], c)
+	}
+	var all errgroup.Group
+	for p, list := range by {
+		all.Go(func() error { return r.way(p).doWithin(ctx, patience, list...) })
+	}
+	return all.Wait() //nolint:wrapcheck // the caller says what was tried
 }
 
 // fly makes one trip: one script for all that one server answers for, in one pipeline. It does not end with the context of
 // the caller whose turn it is, because it carries others' calls too.
-func (r *Redis) fly(calls []*call) {
+func (r *Redis) fly(w *way, calls []*call) {
 	slices.SortStableFunc(calls, func(a, b *call) int { return cmp.Compare(a.partition, b.partition) })
 	var requests []*request
 	for rest := calls; len(rest) > 0; {
@@ -49,7 +84,7 @@ func (r *Redis) fly(calls []*call) {
 		rest = rest[n:]
 	}
 	r.exec(context.Background(), TripTimeout, callsScript, requests)
-	r.note(requests)
+	r.note(w, requests)
 	for _, q := range requests {
 		for n, c := range calls[:q.calls] {
 			if c.err = q.err; c.err != nil {

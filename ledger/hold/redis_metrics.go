@@ -22,7 +22,13 @@ type Stats struct {
 
 // Stats returns what went through so far.
 func (r *Redis) Stats() Stats {
-	s := r.calls.read()
+	s := Stats{Capacity: MaxWaiting}
+	r.ways.Range(func(_, w any) bool {
+		one := w.(*way).read()
+		s.Waiting, s.Oldest = s.Waiting+one.Waiting, max(s.Oldest, one.Oldest)
+		s.Trips, s.Calls, s.Failures = s.Trips+one.Trips, s.Calls+one.Calls, s.Failures+one.Failures
+		return true
+	})
 	s.Repeats = r.repeats.Load()
 	return s
 }
@@ -61,8 +67,8 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	count(failuresDesc, s.Failures)
 }
 
-// note tells once that Redis went away, and once that it is back.
-func (r *Redis) note(requests []*request) {
+// note tells once that Redis, or in a cluster the server of a partition, went away, and once that it is back.
+func (r *Redis) note(w *way, requests []*request) {
 	var failed error
 	for _, q := range requests {
 		if q.err != nil {
@@ -70,9 +76,9 @@ func (r *Redis) note(requests []*request) {
 		}
 	}
 	switch {
-	case failed != nil && !r.down.Swap(true):
+	case failed != nil && !w.down.Swap(true):
 		r.log.Warn("redis does not serve the hot counters: limited accounts are refused", "error", failed)
-	case failed == nil && r.down.Load() && r.down.Swap(false):
+	case failed == nil && w.down.Load() && w.down.Swap(false):
 		r.log.Info("redis serves the hot counters again")
 	}
 }

@@ -88,15 +88,49 @@ func TestStatesOfAHangingServer(t *testing.T) {
 		}
 		hangs[p] = slot < slots/servers
 	}
-	all[0].Freeze()
-	defer all[0].Thaw()
 	ctx, cancel := context.WithTimeout(t.Context(), hold.ControlTimeout/2)
 	defer cancel()
+	all[0].Freeze()
+	defer all[0].Thaw()
 	var together sync.WaitGroup
 	for p := range partitions {
 		together.Go(func() {
 			if _, err := r.State(ctx, p); (err != nil) != hangs[p] {
 				t.Errorf("partition %d, whose server hangs: %v: %v", p, hangs[p], err)
+			}
+		})
+	}
+	together.Wait()
+}
+
+// Reserves and releases of the other servers' partitions go on as well.
+func TestCallsBesideAHangingServer(t *testing.T) {
+	t.Parallel()
+	const slots, servers = 16384, 3
+	all, url := ledgertest.StartRedisCluster(t, "--cluster-require-full-coverage", "no")
+	r, first := connect(t, url), raw(t, "redis://"+all[0].Addr)
+	open(t, r, benchPartitions)
+	hangs := map[uint64]bool{}
+	for p := range uint64(benchPartitions) {
+		slot, err := first.ClusterKeySlot(t.Context(), fmt.Sprintf("{p%d}", p)).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		hangs[p] = slot < slots/servers
+	}
+	all[0].Freeze()
+	defer all[0].Thaw()
+	var together sync.WaitGroup
+	for p := range uint64(benchPartitions) {
+		together.Go(func() {
+			for round := range uint64(20) {
+				err := reserveAndRelease(t.Context(), r, round*benchPartitions+p)
+				if (err != nil) != hangs[p] {
+					t.Errorf("partition %d, whose server hangs: %v: %v", p, hangs[p], err)
+				}
+				if hangs[p] {
+					return
+				}
 			}
 		})
 	}
