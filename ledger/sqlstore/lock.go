@@ -34,12 +34,6 @@ func (s *Store) TryLock(ctx context.Context, name string) (*Lock, bool, error) {
 		return nil, false, fmt.Errorf("lock %s: %w", name, err)
 	}
 	l := &Lock{conn: conn, name: s.lockName(name)}
-	// The connection says nothing for as long as the lock is held, and the server ends silent ones (after 8 h by default): 365 days
-	// are the most that it takes.
-	if _, err := conn.ExecContext(ctx, "SET SESSION wait_timeout = 31536000"); err != nil {
-		_ = conn.Close()
-		return nil, false, fmt.Errorf("lock %s: %w", name, err)
-	}
 	var got sql.NullInt64
 	if err := conn.QueryRowContext(ctx, "SELECT GET_LOCK(?, 0)", l.name).Scan(&got); err != nil {
 		_ = conn.Close()
@@ -47,6 +41,11 @@ func (s *Store) TryLock(ctx context.Context, name string) (*Lock, bool, error) {
 	}
 	if got.Int64 != 1 {
 		return nil, false, conn.Close()
+	}
+	// The connection says nothing for as long as the lock is held.
+	if _, err := conn.ExecContext(ctx, unboundedSilence); err != nil {
+		l.Unlock()
+		return nil, false, fmt.Errorf("lock %s: %w", name, err)
 	}
 	return l, true, nil
 }
@@ -121,8 +120,8 @@ func (l *Lock) Unlock() {
 		return
 	}
 	var released sql.NullInt64
-	if err := l.conn.QueryRowContext(ctx, "SELECT RELEASE_LOCK(?)", l.name).Scan(&released); err != nil {
-		_ = l.conn.Raw(func(any) error { return driver.ErrBadConn })
-	}
+	_ = l.conn.QueryRowContext(ctx, "SELECT RELEASE_LOCK(?)", l.name).Scan(&released)
+	// Its end gives the lock back in any case, and nobody else should get a connection whose silence is borne.
+	_ = l.conn.Raw(func(any) error { return driver.ErrBadConn })
 	_ = l.conn.Close()
 }

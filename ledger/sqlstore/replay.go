@@ -58,6 +58,11 @@ func (tx *Tx) replay(ctx context.Context, call ReplayCall) (ReplayResult, error)
 	case call.Advance == nil || offset < call.Offset:
 		return result, fmt.Errorf("%w: it is %d, the fold is at %d", ErrFenced, offset, call.Offset)
 	default:
+		if tx.s.mysql { // the fold takes its time
+			if _, err := tx.Exec(ctx, unboundedSilence); err != nil {
+				return result, err
+			}
+		}
 		if call.Balances, err = call.Advance(ctx, offset); err != nil {
 			return result, fmt.Errorf("fold to offset %d: %w", offset, err)
 		}
