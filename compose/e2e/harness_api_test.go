@@ -178,7 +178,41 @@ func (s *site) addUser(name string, quota int64, limit tokenLimit) *account {
 	u.token, u.key = s.addToken(u, name, limit)
 	u.limit = limit.quota
 	s.everywhere(u.key)
+	s.funded(u)
 	return u
+}
+
+// funded returns once the balances are there. The API answers when they are, but waits for that two seconds at most, and an event log that
+// is still electing its leaders takes longer.
+func (s *site) funded(u *account) {
+	s.t.Helper()
+	var self struct {
+		Quota int64 `json:"quota"`
+	}
+	var keys page[struct {
+		ID          int64 `json:"id"`
+		RemainQuota int64 `json:"remain_quota"`
+	}]
+	eventually(s.t, "the quota of "+u.name+" is applied", func() error {
+		for path, into := range map[string]any{"/api/user/self": &self, "/api/token/?p=1&page_size=100": &keys} {
+			status, out, err := u.login.call(http.MethodGet, path, nil)
+			if err != nil || status != http.StatusOK || !out.Success {
+				return fmt.Errorf("%s: status %d, %s: %w", path, status, out.Message, err)
+			}
+			if err := json.Unmarshal(out.Data, into); err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+		}
+		if self.Quota < u.granted {
+			return fmt.Errorf("the user has %d of %d", self.Quota, u.granted)
+		}
+		for _, k := range keys.Items {
+			if k.ID == u.token && k.RemainQuota < u.limit {
+				return fmt.Errorf("the key has %d of %d", k.RemainQuota, u.limit)
+			}
+		}
+		return nil
+	})
 }
 
 // everywhere returns once a key is good for the model on every node: what changes on one reaches the others within a second.
