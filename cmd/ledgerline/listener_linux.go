@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -63,7 +64,13 @@ func (l *drainedListener) next() (net.Conn, error) {
 	var taken int
 	var failed error
 	err = raw.Control(func(fd uintptr) {
-		if taken, _, failed = unix.Accept4(int(fd), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC); failed != nil {
+		for {
+			taken, _, failed = unix.Accept4(int(fd), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+			if !errors.Is(failed, unix.EINTR) && !errors.Is(failed, unix.ECONNABORTED) { // these say nothing of the others
+				break
+			}
+		}
+		if failed != nil {
 			_ = unix.Shutdown(int(fd), unix.SHUT_RD)
 		}
 	})

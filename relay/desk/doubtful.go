@@ -31,7 +31,8 @@ func (d *Desk) closeDoubtful(ctx context.Context, b *book, opens []journal.OpenS
 	}
 	complain := every{interval: 10 * time.Second}
 	for p, list := range by {
-		for {
+		// Each try reads the log again, which may be long.
+		for wait := shipRetry; ; wait = min(2*wait, adoptEvery) {
 			err := d.closeDoubtfulOf(ctx, b, p, list)
 			if err == nil {
 				break
@@ -39,7 +40,7 @@ func (d *Desk) closeDoubtful(ctx context.Context, b *book, opens []journal.OpenS
 			if ctx.Err() == nil && complain.due(d.now()) {
 				d.log.Warn("requests of a damaged journal cannot be closed yet; it is tried again", "incarnation", b.incarnation, "error", err)
 			}
-			if !pause(ctx, shipRetry) {
+			if !pause(ctx, wait) {
 				return
 			}
 		}
