@@ -110,17 +110,19 @@ func loadConfig(getenv func(string) string) (*config, error) {
 // configOf is loadConfig of these variables and no others.
 func configOf(vars map[string]string) (*config, error) {
 	cfg := &config{}
-	if err := env.ParseWithOptions(cfg, env.Options{Environment: vars}); err != nil {
-		return nil, usagef("%s", describeEnvErrors(err, vars))
-	}
+	unreadable := readVars(cfg, vars)
 	for name := range notHonoured {
 		if vars[name] != "" {
 			cfg.unused = append(cfg.unused, name)
 		}
 	}
 	slices.Sort(cfg.unused)
-	if err := cfg.check(); err != nil {
-		return nil, err
+	bad := slices.DeleteFunc(cfg.check(), func(text string) bool {
+		name, _, _ := strings.Cut(text, "=")
+		return slices.ContainsFunc(unreadable, func(of string) bool { return strings.HasPrefix(of, name+"=") }) // named already
+	})
+	if bad = append(unreadable, bad...); len(bad) > 0 {
+		return nil, usagef("%s", strings.Join(bad, "; "))
 	}
 	return cfg, nil
 }
@@ -150,17 +152,21 @@ func environment(getenv func(string) string) (map[string]string, error) {
 	return vars, nil
 }
 
-// describeEnvErrors turns parse errors into "NAME=value: what is allowed", one after the other.
-func describeEnvErrors(err error, vars map[string]string) string {
+// readVars fills the config. Of every value that cannot be read it says "NAME=value: what is allowed", and leaves zero
+// in its field.
+func readVars(cfg *config, vars map[string]string) (unreadable []string) {
+	err := env.ParseWithOptions(cfg, env.Options{Environment: vars})
+	if err == nil {
+		return nil
+	}
 	var all env.AggregateError
 	if !errors.As(err, &all) {
-		return describeEnvError(err, vars)
+		return []string{describeEnvError(err, vars)}
 	}
-	var texts []string
 	for _, one := range all.Errors {
-		texts = append(texts, describeEnvError(one, vars))
+		unreadable = append(unreadable, describeEnvError(one, vars))
 	}
-	return strings.Join(texts, "; ")
+	return unreadable
 }
 
 func describeEnvError(err error, vars map[string]string) string {
@@ -182,9 +188,9 @@ func describeEnvError(err error, vars map[string]string) string {
 	return fmt.Sprintf("%s=%q: %s is needed", name, vars[name], allowed)
 }
 
-// check finds every value that is not allowed, and fills in what follows from other values.
-func (c *config) check() error {
-	bad := c.outOfBounds()
+// check lists every value that is not allowed, and fills in what follows from other values.
+func (c *config) check() (bad []string) {
+	bad = c.outOfBounds()
 	wrong := func(format string, args ...any) { bad = append(bad, fmt.Sprintf(format, args...)) }
 	if c.OrphanAfter != 0 && c.OrphanAfter < minOrphanAfter {
 		wrong("HOLD_ORPHAN_AFTER=%s: 0 (never) or at least %s is needed", c.OrphanAfter, minOrphanAfter)
@@ -210,15 +216,10 @@ func (c *config) check() error {
 	if c.FrontendURL != "" && !hasScheme(c.FrontendURL, "http", "https") {
 		wrong("FRONTEND_BASE_URL=%q: a URL that begins with http:// or https:// is needed", c.FrontendURL)
 	}
-	for _, err := range []error{c.checkStores(), c.finish()} {
-		if err != nil {
-			wrong("%v", err)
-		}
+	for _, err := range append(c.checkStores(), c.finish()...) {
+		wrong("%v", err)
 	}
-	if len(bad) > 0 {
-		return usagef("%s", strings.Join(bad, "; "))
-	}
-	return nil
+	return bad
 }
 
 // outOfBounds lists the numbers that are too small or too large.
@@ -258,8 +259,7 @@ func (c *config) outOfBounds() (bad []string) {
 }
 
 // checkStores checks the addresses of the engines.
-func (c *config) checkStores() error {
-	var errs []error
+func (c *config) checkStores() (errs []error) {
 	if err := sqlstore.CheckDSN(c.SQLDSN); err != nil {
 		errs = append(errs, err)
 	}
@@ -275,7 +275,7 @@ func (c *config) checkStores() error {
 			break
 		}
 	}
-	return errors.Join(errs...)
+	return errs
 }
 
 // hasScheme reports whether a URL begins with one of these schemes and something follows.
@@ -291,10 +291,10 @@ func isKey(s string, least, most int) bool {
 }
 
 // finish fills in what follows from other values.
-func (c *config) finish() error {
+func (c *config) finish() (errs []error) {
 	var err error
 	if c.trusted, err = parseProxies(c.TrustedProxies); err != nil {
-		return err
+		errs = append(errs, err)
 	}
 	if c.NodeName == "" {
 		if c.NodeName, err = os.Hostname(); err != nil {
@@ -302,11 +302,11 @@ func (c *config) finish() error {
 		}
 	}
 	if c.TZ != "" {
-		place, err := time.LoadLocation(c.TZ)
-		if err != nil {
-			return usagef("TZ=%q: the name of a time zone is needed, such as Asia/Shanghai", c.TZ)
+		if place, err := time.LoadLocation(c.TZ); err != nil {
+			errs = append(errs, usagef("TZ=%q: the name of a time zone is needed, such as Asia/Shanghai", c.TZ))
+		} else {
+			time.Local = place //nolint:gosmopolitan // what TZ means
 		}
-		time.Local = place //nolint:gosmopolitan // what TZ means
 	}
 	// New API's own default has a query part, which only its driver reads.
 	c.SQLitePath, _, _ = strings.Cut(strings.TrimPrefix(c.SQLitePath, "file:"), "?")
@@ -316,7 +316,7 @@ func (c *config) finish() error {
 	if c.JournalDir == "" {
 		c.JournalDir = filepath.Join(c.DataDir, "journal")
 	}
-	return nil
+	return errs
 }
 
 // diskless reports whether Kafka's acknowledgement stands in the journal's place.

@@ -40,10 +40,17 @@ func TestBadValues(t *testing.T) {
 		"redis":            {map[string]string{"REDIS_CONN_STRING": "127.0.0.1:6379"}, []string{"REDIS_CONN_STRING", "redis://"}},
 		"frontend":         {map[string]string{"FRONTEND_BASE_URL": "console.example"}, []string{"FRONTEND_BASE_URL", "console.example", "https://"}},
 		"all at once":      {map[string]string{"SYNC_FREQUENCY": "0", "TRUSTED_PROXIES": "nginx", "KAFKA_BROKERS": "kafka"}, []string{"SYNC_FREQUENCY", "TRUSTED_PROXIES", "KAFKA_BROKERS"}},
-		"no numbers":       {map[string]string{"PORT": "http", "RELAY_TIMEOUT": "long"}, []string{"PORT", "RELAY_TIMEOUT"}},
-		"journal":          {map[string]string{"JOURNAL": "disk"}, []string{"JOURNAL", "disk", "file or kafka"}},
-		"journal alone":    {map[string]string{"JOURNAL": "kafka"}, []string{"JOURNAL=kafka", "KAFKA_BROKERS"}},
-		"interval":         {map[string]string{"BATCH_UPDATE_INTERVAL": "0"}, []string{"BATCH_UPDATE_INTERVAL", "0", "1 to 3600"}},
+		"of every sort": {
+			map[string]string{
+				"PORT": "http", "JOURNAL_MAX_MB": "1", "TRUSTED_PROXIES": "nginx", "TZ": "Mars/Base", "SQL_DSN": "x", "REDIS_CONN_STRING": "y",
+			},
+			[]string{`PORT="http": a`, "; JOURNAL_MAX_MB=1: a", "; TRUSTED_PROXIES", "; TZ=", "; SQL_DSN", "; REDIS_CONN_STRING"},
+		},
+		"no number, named once": {map[string]string{"SYNC_FREQUENCY": "often", "TZ": "Mars/Base"}, []string{`SYNC_FREQUENCY="often": a whole number is needed; TZ`}},
+		"no numbers":            {map[string]string{"PORT": "http", "RELAY_TIMEOUT": "long"}, []string{"PORT", "RELAY_TIMEOUT"}},
+		"journal":               {map[string]string{"JOURNAL": "disk"}, []string{"JOURNAL", "disk", "file or kafka"}},
+		"journal alone":         {map[string]string{"JOURNAL": "kafka"}, []string{"JOURNAL=kafka", "KAFKA_BROKERS"}},
+		"interval":              {map[string]string{"BATCH_UPDATE_INTERVAL": "0"}, []string{"BATCH_UPDATE_INTERVAL", "0", "1 to 3600"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := loadConfig(envOf(c.vars))
@@ -54,6 +61,9 @@ func TestBadValues(t *testing.T) {
 				if !strings.Contains(err.Error(), want) {
 					t.Errorf("error %q does not contain %q", err, want)
 				}
+			}
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("error %q is more than one line", err)
 			}
 			if strings.Contains(err.Error(), "secret@") {
 				t.Errorf("error %q shows a password", err)
