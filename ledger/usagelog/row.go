@@ -3,6 +3,7 @@ package usagelog
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -103,7 +104,7 @@ func RowOf(r *ledger.Record) Row {
 		TokenID:   e.Token,
 		ChannelID: e.Channel,
 		CreatedAt: min(max(e.Time/1000, 0), maxCreatedAt),
-		Content:   valid(e.Note),
+		Content:   contentOf(e),
 		Node:      clip(e.Node, maxNameBytes),
 		Event:     r.Value,
 	}
@@ -153,6 +154,30 @@ func (row *Row) describe(q *ledger.Request) {
 	row.IP = clip(q.IP, maxNameBytes)
 	row.RequestID = clip(q.ID, maxRequestBytes)
 	row.UpstreamRequestID = clip(q.Upstream, maxUpstreamBytes)
+}
+
+// contentOf is what people read of an event. Opening balances and edits carry no note and have no column for their
+// amount in New API's table: without words their rows would be blank on its pages.
+func contentOf(e *ledger.Event) string {
+	if e.Note != "" {
+		return valid(e.Note)
+	}
+	whose := "the user"
+	switch e.Account {
+	case ledger.TokenAccount:
+		whose = fmt.Sprintf("key %d", e.Token)
+	case ledger.ChannelAccount:
+		whose = fmt.Sprintf("channel %d", e.Channel)
+	case ledger.UserAccount:
+	}
+	switch e.Kind {
+	case ledger.KindAccountOpened:
+		return fmt.Sprintf("opening balance of %s: %d quota units granted, %d of them used", whose, e.Granted, e.Charged)
+	case ledger.KindCreditAdopted:
+		return fmt.Sprintf("balance of %s edited in the database: %+d quota units", whose, e.Granted)
+	default:
+		return ""
+	}
 }
 
 // typeOf returns New API's type of an event. What a credit or an audit record stands for is told by the first word of

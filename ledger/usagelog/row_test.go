@@ -92,6 +92,22 @@ func TestTypes(t *testing.T) {
 	}
 }
 
+// TestRowsOfBalancesSayTheirAmount holds the log to saying what happened where New API's columns have no room for it.
+func TestRowsOfBalancesSayTheirAmount(t *testing.T) {
+	for want, e := range map[string]ledger.Event{
+		"opening balance of the user: 500 quota units granted, 20 of them used": {Kind: ledger.KindAccountOpened, Account: ledger.UserAccount, Granted: 500, Charged: 20},
+		"opening balance of key 7: 5 quota units granted, 0 of them used":       {Kind: ledger.KindAccountOpened, Account: ledger.TokenAccount, Token: 7, Granted: 5},
+		"balance of the user edited in the database: +1000 quota units":         {Kind: ledger.KindCreditAdopted, Account: ledger.UserAccount, Granted: 1000},
+		"balance of key 7 edited in the database: -3 quota units":               {Kind: ledger.KindCreditAdopted, Account: ledger.TokenAccount, Token: 7, Granted: -3},
+		"by hand": {Kind: ledger.KindCreditAdopted, Granted: 1, Note: "by hand"},
+		"":        {Kind: ledger.KindCreditGranted, Granted: 1},
+	} {
+		if row := RowOf(&ledger.Record{Event: e}); row.Content != want {
+			t.Errorf("content %q, want %q", row.Content, want)
+		}
+	}
+}
+
 // goldenEvents are events whose details New API's pages show.
 var goldenEvents = map[string]ledger.Event{
 	"plain": {
