@@ -52,7 +52,7 @@ func (o *ReplayOptions) Check() error {
 	case o.Target != ToBalances && o.Target != ToUsage:
 		return fmt.Errorf("target %q: balances or usagelog is needed", o.Target)
 	case o.Target == ToUsage && (o.Source == FromUsage || o.DryRun):
-		return errors.New("the usage log is rebuilt from kafka, and without a dry run: its rows are idempotent")
+		return errors.New("-target usagelog goes with neither -source usagelog nor -dry-run: its rows are written again from kafka, which changes nothing in those that are right")
 	}
 	return nil
 }

@@ -270,6 +270,10 @@ func TestReplayRefuses(t *testing.T) {
 	if err := fromLog.Check(); err != nil {
 		t.Error(err)
 	}
+	dry := audit.ReplayOptions{Source: audit.FromLog, Target: audit.ToUsage, DryRun: true}
+	if err := dry.Check(); err == nil || !strings.Contains(err.Error(), "-target usagelog") || !strings.Contains(err.Error(), "-dry-run") {
+		t.Errorf("a dry run of the usage log: %v, want the flags that do not go together", err)
+	}
 }
 
 func TestReplayTellsItsProgressAndPrints(t *testing.T) {
