@@ -9,7 +9,7 @@ GOVULNCHECK   := v1.9.0
 # Packages tested at once, and the bound on one package's tests: starting engines and killing processes takes minutes at
 # most, so a test that hangs is seen.
 TEST_PARALLEL ?= 2
-TEST_TIMEOUT  ?= 15m
+TEST_TIMEOUT  ?= 30m
 # What to test, and further flags: make test PACKAGES=./ledger/... TEST_FLAGS='-run Replay -v'
 PACKAGES      ?= ./...
 TEST_FLAGS    ?=
