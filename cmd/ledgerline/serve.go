@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -104,8 +105,11 @@ func parseFlags(flags *flag.FlagSet, args []string) error {
 func listen(ctx context.Context, port int) (net.Listener, error) {
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "tcp", net.JoinHostPort("", strconv.Itoa(port)))
-	if err != nil {
-		return nil, fmt.Errorf("PORT=%d cannot be listened on (is another node running?): %w", port, err)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("PORT=%d is taken, perhaps by another node: set PORT to a free one: %w", port, err)
+	case err != nil:
+		return nil, fmt.Errorf("PORT=%d cannot be listened on: %w", port, err)
 	}
 	return ln, nil
 }
