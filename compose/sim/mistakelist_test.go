@@ -102,8 +102,8 @@ var mistakes = []mistake{
 	}}, 0},
 	{"no_sweep", []edit{{
 		"relay/desk/epoch.go",
-		"	own := d.current()\n	for p := range d.views {\n",
-		"	own := d.current()\n	for p := range d.views {\n		if PLANTED {\n			break\n		}\n",
+		"		if err := d.sweepPartition(",
+		"		if PLANTED {\n			break\n		}\n		if err := d.sweepPartition(",
 	}}, 0},
 	{"no_tombstone", []edit{{
 		"ledger/hold/local_epoch.go",
