@@ -38,6 +38,9 @@ func (s *Store) Migrate(ctx context.Context) error {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	defer lock.Unlock()
+	if err := s.beginVersions(ctx); err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
 	p, err := s.provider()
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
@@ -55,6 +58,23 @@ func (s *Store) Migrate(ctx context.Context) error {
 	}
 	for _, r := range results {
 		s.log.Info("migrated database", "version", r.Source.Version, "took", r.Duration)
+	}
+	return nil
+}
+
+// beginVersions notes version 0 in a table of versions that is empty: goose makes the table and notes that in two steps on MySQL, and
+// refuses to go on where a master was killed between them. The caller holds the lock.
+func (s *Store) beginVersions(ctx context.Context) error {
+	var rows int
+	err := s.write.QueryRowContext(ctx, "SELECT COUNT(*) FROM "+migrationTable).Scan(&rows)
+	if isNoTable(err) || err == nil && rows > 0 {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read schema version: %w", err)
+	}
+	if _, err := s.write.ExecContext(ctx, "INSERT INTO "+migrationTable+" (version_id, is_applied) VALUES (0, 1)"); err != nil {
+		return fmt.Errorf("note schema version 0: %w", err)
 	}
 	return nil
 }
