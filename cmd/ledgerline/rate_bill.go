@@ -194,21 +194,7 @@ func (p priced) explain() string {
 // explainRating says in one line which tokens were billed at which factors.
 func explainRating(u ledger.Usage, r *ledger.Rating) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: input %d, output %d", r.Mode, u.Prompt, u.Completion)
-	for _, part := range []struct {
-		name  string
-		count int64
-	}{
-		{"cache read", u.CacheRead},
-		{"cache write", u.CacheWrite},
-		{"image in", u.ImageIn},
-		{"audio in", u.AudioIn},
-		{"audio out", u.AudioOut},
-	} {
-		if part.count != 0 {
-			fmt.Fprintf(&b, ", %s %d", part.name, part.count)
-		}
-	}
+	fmt.Fprintf(&b, "%s: %s", r.Mode, usageText(&u))
 	switch r.Mode {
 	case ledger.ModeRatio:
 		fmt.Fprintf(&b, "; model ratio %s, output ratio %s, group ratio %s", r.ModelRatio, r.CompletionRatio, r.GroupRatio)
