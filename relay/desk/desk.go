@@ -4,7 +4,8 @@
 //
 // The relay handler calls Reserve and the Ticket's methods; cmd calls Run. On a crash nothing is lost that a client was
 // told of: the journal says what was open, what was streamed and what was settled, and the next start of any node that
-// can lock the directory closes it.
+// can lock the directory closes it. With Config.Diskless the log says it instead: what was answered whole is there, what was in
+// mid-stream is gone, and its holds end when the incarnation is given up.
 //
 // One rule orders everything here: a partition's lock (view.mu) is held while a hold enters or leaves the books and while
 // the books are re-asserted into a new epoch. So a hold is either in the list that a new epoch is told of, or it is
