@@ -27,7 +27,7 @@ MYSQL_PACKAGES ?= ./ledger/sqlstore/... ./ledger/usagelog/...
 
 GO_TEST = go test -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS)
 
-.PHONY: build test chaos race sim fuzz lint fmt vuln bench bench-compare bench-limits bench-consumers bench-growth demo up down status engines test-mysql clean
+.PHONY: build test chaos race sim fuzz lint fmt vuln bench bench-compare bench-limits bench-consumers bench-growth bench-steps demo up down status engines test-mysql clean
 
 build: ## the program: bin/ledgerline
 	go build -trimpath -o bin/ledgerline ./cmd/ledgerline
@@ -82,6 +82,9 @@ bench-consumers: build bin/local ## the journal, the projections and replay in e
 
 bench-growth: build ## cost per request with more users, tokens and channels; memory and start on a million tokens (minutes)
 	bin/ledgerline bench growth $(BENCH_FLAGS)
+
+bench-steps: build bin/local ## where each microsecond of the relay goes, from profiles at 1, 32 and 128 clients; writes relay/README.md's tables
+	LEDGERLINE_KAFKA_JVM='-XX:+UseG1GC' bin/local run -- bin/ledgerline bench steps -readme relay/README.md $(BENCH_FLAGS)
 
 bench-limits: build ## what the tables do not show: a lone client, 1,000 and 5,000 streams, 10,000 idle connections, overload
 	bin/ledgerline bench -only direct,proxy,embedded -measure latency,streams,idle,overload $(BENCH_FLAGS)

@@ -41,6 +41,8 @@ func benchCommand(ctx context.Context, args []string, getenv func(string) string
 			return benchConsumers(ctx, args[1:], getenv, stdout, stderr)
 		case "growth":
 			return benchGrowth(ctx, args[1:], getenv, stdout, stderr)
+		case "steps":
+			return benchSteps(ctx, args[1:], getenv, stdout, stderr)
 		}
 	}
 	o, err := benchFlags(args, stderr)
@@ -107,9 +109,10 @@ func (t *target) own() []int {
 	return pids
 }
 
-// What targets are called: nothing in between, the relay of this build, and that of the build to compare with.
+// What targets are called: nothing in between, the bare proxy, the relay of this build, and that of the build to compare with.
 const (
 	directName = "direct"
+	proxyName  = "reverse proxy"
 	relayName  = "relay"
 	baseName   = "base"
 )
@@ -122,7 +125,7 @@ const (
 
 func (b *bench) run(ctx context.Context) error {
 	var err error
-	if b.upstream, err = b.start(ctx, "mock upstream", nil, "bench", "upstream"); err != nil {
+	if b.upstream, err = b.start(ctx, "mock upstream", "bench", "upstream"); err != nil {
 		return err
 	}
 	targets, err := b.targets(ctx)
@@ -199,11 +202,15 @@ func (b *bench) targets(ctx context.Context) ([]target, error) {
 		out = append(out, target{name: directName, url: b.upstream.url, key: "none", pids: map[string]int{}})
 	}
 	if want("proxy") {
-		c, err := b.start(ctx, "reverse proxy", nil, "bench", "proxy", "-target", b.upstream.url, "-idle", strconv.Itoa(2*b.o.concurrency))
+		args := []string{"bench", "proxy", "-target", b.upstream.url, "-idle", strconv.Itoa(2 * b.o.concurrency)}
+		if b.o.profile != "" {
+			args = append(args, "-profile", b.profilePath(proxyName))
+		}
+		c, err := b.start(ctx, proxyName, args...)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, target{name: "reverse proxy", url: c.url, key: "none", pids: map[string]int{"proxy": c.pid()}, child: c})
+		out = append(out, target{name: proxyName, url: c.url, key: "none", pids: map[string]int{"proxy": c.pid()}, child: c})
 	}
 	relays := map[string]string{relayName: ""}
 	if b.o.base != "" {
@@ -281,7 +288,7 @@ func (b *bench) startNode(ctx context.Context, name, build string, env map[strin
 	}
 	args := []string{role}
 	if b.o.profile != "" {
-		args = []string{"bench", "node", "-role", role, "-profile", filepath.Join(b.o.profile, strings.ReplaceAll(name, ", ", "-"))}
+		args = []string{"bench", "node", "-role", role, "-profile", b.profilePath(name)}
 	}
 	c, err := b.startBuild(ctx, name, build, env, args...)
 	if err != nil {
@@ -297,6 +304,11 @@ func (b *bench) startNode(ctx context.Context, name, build string, env map[strin
 		}
 	}
 	return t, waitReady(ctx, c.url)
+}
+
+// profilePath is where the profiles of a target are written, without their number and kind.
+func (b *bench) profilePath(target string) string {
+	return filepath.Join(b.o.profile, strings.NewReplacer(", ", "-", " ", "-").Replace(target))
 }
 
 // seed migrates the node's database and puts in what the load needs.
@@ -336,6 +348,7 @@ func benchServer(ctx context.Context, args []string, stdout, stderr io.Writer) e
 	flags.SetOutput(stderr)
 	to := flags.String("target", "", "upstream of the proxy")
 	idle := flags.Int("idle", 64, "connections kept")
+	profile := flags.String("profile", "", "path of profiles between two signals, as of bench node; empty: none")
 	if err := parseFlags(flags, args[1:]); err != nil {
 		return err
 	}
@@ -352,6 +365,9 @@ func benchServer(ctx context.Context, args []string, stdout, stderr io.Writer) e
 			return usagef("bench proxy: -target %q: a URL is needed", *to)
 		}
 		handler = relaytest.ReverseProxy(u, *idle)
+	}
+	if *profile != "" {
+		defer profileOnSignal(ctx, *profile, stderr)()
 	}
 	ln, err := listen(ctx, 0)
 	if err != nil {

@@ -73,8 +73,8 @@ func (c *child) stop() {
 var servesURL = regexp.MustCompile(`serves (http://[0-9.:]+)`)
 
 // start runs this program with other arguments and waits until it says where it serves.
-func (b *bench) start(ctx context.Context, name string, env map[string]string, args ...string) (*child, error) {
-	return b.startBuild(ctx, name, "", env, args...)
+func (b *bench) start(ctx context.Context, name string, args ...string) (*child, error) {
+	return b.startBuild(ctx, name, "", nil, args...)
 }
 
 // startBuild does it with another build of this program, if one is named.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -113,17 +112,21 @@ const (
 
 // writeFigures writes the README's table of figures anew.
 func (b *bench) writeFigures(rows []benchRow) error {
-	text, err := os.ReadFile(b.o.readme)
+	return rewrite(b.o.readme, figuresBegin, b.figures(rows), figuresEnd)
+}
+
+// rewrite puts text in place of what stands between two lines of a file.
+func rewrite(path, begin, text, end string) error {
+	old, err := os.ReadFile(path)
 	if err != nil {
-		return fmt.Errorf("read README: %w", err)
+		return fmt.Errorf("write figures: %w", err)
 	}
-	head, rest, ok := bytes.Cut(text, []byte(figuresBegin))
-	_, tail, closed := bytes.Cut(rest, []byte(figuresEnd))
+	head, rest, ok := bytes.Cut(old, []byte(begin))
+	_, tail, closed := bytes.Cut(rest, []byte(end))
 	if !ok || !closed {
-		return errors.New("write figures: the file has no lines " + strings.TrimSpace(figuresBegin) + " and " + strings.TrimSpace(figuresEnd))
+		return fmt.Errorf("write figures: %s has no lines %s and %s", path, strings.TrimSpace(begin), strings.TrimSpace(end))
 	}
-	out := slices.Concat(head, []byte(figuresBegin+b.figures(rows)+figuresEnd), tail)
-	if err := os.WriteFile(b.o.readme, out, 0o644); err != nil {
+	if err := os.WriteFile(path, slices.Concat(head, []byte(begin+text+end), tail), 0o644); err != nil {
 		return fmt.Errorf("write figures: %w", err)
 	}
 	return nil

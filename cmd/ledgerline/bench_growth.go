@@ -47,10 +47,10 @@ func benchGrowth(ctx context.Context, args []string, getenv func(string) string,
 		return err
 	}
 	var err error
-	if g.accounts, err = sizes("accounts", *accounts); err != nil {
+	if g.accounts, err = sizes("growth: -accounts", *accounts); err != nil {
 		return err
 	}
-	if g.channels, err = sizes("channels", *channels); err != nil {
+	if g.channels, err = sizes("growth: -channels", *channels); err != nil {
 		return err
 	}
 	if o.duration < 100*time.Millisecond || o.concurrency < 1 || o.runs < 1 || g.tokens < 0 {
@@ -68,7 +68,7 @@ func benchGrowth(ctx context.Context, args []string, getenv func(string) string,
 }
 
 // sizes reads a list of numbers.
-func sizes(name, list string) ([]int, error) {
+func sizes(flag, list string) ([]int, error) {
 	var out []int
 	for text := range strings.SplitSeq(list, ",") {
 		if text == "" {
@@ -76,7 +76,7 @@ func sizes(name, list string) ([]int, error) {
 		}
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 {
-			return nil, usagef("bench growth: -%s %q: numbers from 1 are needed, separated by commas", name, list)
+			return nil, usagef("bench %s %q: numbers from 1 are needed, separated by commas", flag, list)
 		}
 		out = append(out, n)
 	}
@@ -85,7 +85,7 @@ func sizes(name, list string) ([]int, error) {
 
 func (b *bench) growth(ctx context.Context, g *growthOptions) error {
 	var err error
-	if b.upstream, err = b.start(ctx, "mock upstream", nil, "bench", "upstream"); err != nil {
+	if b.upstream, err = b.start(ctx, "mock upstream", "bench", "upstream"); err != nil {
 		return err
 	}
 	var targets []target

@@ -43,7 +43,7 @@ func TestGrownDatabase(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"0", "x", "1,-2"} {
-		if _, err := sizes("accounts", bad); err == nil {
+		if _, err := sizes("growth: -accounts", bad); err == nil {
 			t.Errorf("sizes %q are taken", bad)
 		}
 	}

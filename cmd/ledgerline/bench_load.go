@@ -61,9 +61,9 @@ func (b *bench) measureAll(ctx context.Context, targets []target, kind string) (
 	return rows, nil
 }
 
-// signal begins and ends the profiles of a relay that makes any.
+// signal begins and ends the profiles of a proxy or relay that makes any.
 func (b *bench) signal(t *target, s os.Signal) {
-	if b.o.profile != "" && t.pids["relay"] != 0 {
+	if b.o.profile != "" && t.child != nil {
 		_ = t.child.cmd.Process.Signal(s) // a process that has ended fails the run elsewhere
 	}
 }

@@ -9,8 +9,10 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/metrics"
 	"runtime/pprof"
 	"syscall"
+	"time"
 )
 
 // The signals that begin and end a profile of the node being measured.
@@ -36,15 +38,19 @@ func benchNode(ctx context.Context, args []string, getenv func(string) string, s
 	if *path == "" {
 		return usagef("bench node: -profile is needed")
 	}
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, beginProfile, endProfile)
-	defer signal.Stop(signals)
-	go profileOnSignal(ctx, signals, *path, stderr)
+	defer profileOnSignal(ctx, *path, stderr)()
 	return serveRole(ctx, r, nil, getenv, stdout, stderr)
 }
 
-// profileOnSignal profiles from each beginProfile to the next endProfile, until ctx ends.
-func profileOnSignal(ctx context.Context, signals <-chan os.Signal, path string, stderr io.Writer) {
+// profileOnSignal profiles from each beginProfile to the next endProfile, until ctx ends. The function returned frees the signals.
+func profileOnSignal(ctx context.Context, path string, stderr io.Writer) (stop func()) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, beginProfile, endProfile)
+	go profiles(ctx, signals, path, stderr)
+	return func() { signal.Stop(signals) }
+}
+
+func profiles(ctx context.Context, signals <-chan os.Signal, path string, stderr io.Writer) {
 	var p *profile
 	for n := 1; ; {
 		select {
@@ -72,6 +78,7 @@ type profile struct {
 	path   string
 	cpu    *os.File
 	before runtime.MemStats
+	waited time.Duration // for mutexes, all goroutines together, until it began
 }
 
 func startProfile(path string) (*profile, error) {
@@ -85,21 +92,32 @@ func startProfile(path string) (*profile, error) {
 	}
 	runtime.SetMutexProfileFraction(100)
 	runtime.ReadMemStats(&p.before)
+	p.waited = mutexWait()
 	if err := pprof.StartCPUProfile(p.cpu); err != nil {
 		return nil, errors.Join(fmt.Errorf("start CPU profile: %w", err), p.cpu.Close())
 	}
 	return p, nil
 }
 
-// end writes the profiles, and what was allocated in between as a line of text: pprof's figures are samples.
+// end writes the profiles, and last what was allocated in between as a line of text: pprof's figures are samples.
 func (p *profile) end() error {
 	pprof.StopCPUProfile()
 	var after runtime.MemStats
 	runtime.ReadMemStats(&after)
-	text := fmt.Sprintf("allocations %d\nbytes %d\ncollections %d\nheap in use %d\nstacks in use %d\n",
-		after.Mallocs-p.before.Mallocs, after.TotalAlloc-p.before.TotalAlloc, after.NumGC-p.before.NumGC, after.HeapInuse, after.StackInuse)
-	return errors.Join(p.cpu.Close(), writeProfile(p.path+".allocs", "allocs"), writeProfile(p.path+".mutex", "mutex"),
-		os.WriteFile(p.path+".memory", []byte(text), 0o600))
+	text := fmt.Sprintf("allocations %d\nbytes %d\ncollections %d\nwaited for mutexes, ns %d\nheap in use %d\nstacks in use %d\n",
+		after.Mallocs-p.before.Mallocs, after.TotalAlloc-p.before.TotalAlloc, after.NumGC-p.before.NumGC, mutexWait()-p.waited,
+		after.HeapInuse, after.StackInuse)
+	if err := errors.Join(p.cpu.Close(), writeProfile(p.path+".allocs", "allocs"), writeProfile(p.path+".mutex", "mutex")); err != nil {
+		return err
+	}
+	return os.WriteFile(p.path+".memory", []byte(text), 0o600)
+}
+
+// mutexWait is how long goroutines have waited for mutexes so far, all together.
+func mutexWait() time.Duration {
+	sample := []metrics.Sample{{Name: "/sync/mutex/wait/total:seconds"}}
+	metrics.Read(sample)
+	return time.Duration(sample[0].Value.Float64() * float64(time.Second))
 }
 
 func writeProfile(path, name string) error {
