@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -22,7 +21,7 @@ const (
 	idlePatience = 30 * time.Second
 )
 
-// idleConn is a connection that a client keeps open.
+// idleConn is a connection that a client keeps open, at little cost to this process.
 type idleConn struct {
 	conn net.Conn
 	read *bufio.Reader
@@ -45,9 +44,7 @@ func (b *bench) idleConnections(ctx context.Context, t *target) error {
 	conns := make([]idleConn, b.o.idle)
 	defer func() {
 		for i := range conns {
-			if c := conns[i].conn; c != nil {
-				_ = c.Close()
-			}
+			conns[i].close()
 		}
 	}()
 	if err := each(conns, func(c *idleConn) error { return c.use(ctx, t) }); err != nil {
@@ -80,6 +77,14 @@ func (r *loadResult) p50() time.Duration {
 	return r.latencies[len(r.latencies)/2]
 }
 
+// close makes the next request open a new connection.
+func (c *idleConn) close() {
+	if c.conn != nil {
+		_ = c.conn.Close()
+		c.conn = nil
+	}
+}
+
 // each does f for all connections, dialAtOnce at a time.
 func each(conns []idleConn, f func(c *idleConn) error) error {
 	var group sync.WaitGroup
@@ -95,37 +100,48 @@ func each(conns []idleConn, f func(c *idleConn) error) error {
 	return errors.Join(errs...)
 }
 
-// use sends one request, over a new connection the first time: a list of models, which needs a key and no upstream.
+// use sends one request for a list of models, which needs a key and no upstream.
 func (c *idleConn) use(ctx context.Context, t *target) error {
+	status, _, err := c.send(ctx, t, fmt.Appendf(nil, "GET /v1/models HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer %s\r\n\r\n", t.key), idlePatience)
+	if err != nil {
+		return err
+	}
+	if status != http.StatusOK {
+		return fmt.Errorf("status %d", status)
+	}
+	return nil
+}
+
+// send sends a request, over a new connection the first time, and reads the answer to its end. After an error the connection is of
+// no use any more.
+func (c *idleConn) send(ctx context.Context, t *target, request []byte, patience time.Duration) (status int, head http.Header, err error) {
 	if c.conn == nil {
 		u, err := url.Parse(t.url)
 		if err != nil {
-			return fmt.Errorf("parse URL: %w", err)
+			return 0, nil, fmt.Errorf("parse URL: %w", err)
 		}
 		var d net.Dialer
 		if c.conn, err = d.DialContext(ctx, "tcp", u.Host); err != nil {
-			return fmt.Errorf("connect: %w", err)
+			return 0, nil, fmt.Errorf("connect: %w", err)
 		}
 		const small = 512 // thousands of them are in this process
 		c.read = bufio.NewReaderSize(c.conn, small)
 	}
-	if err := c.conn.SetDeadline(time.Now().Add(idlePatience)); err != nil {
-		return fmt.Errorf("bound request: %w", err)
+	if err := c.conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return 0, nil, fmt.Errorf("bound request: %w", err)
 	}
-	var out bytes.Buffer
-	fmt.Fprintf(&out, "GET /v1/models HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer %s\r\n\r\n", t.key)
-	if _, err := c.conn.Write(out.Bytes()); err != nil {
-		return fmt.Errorf("send request: %w", err)
+	if _, err := c.conn.Write(request); err != nil {
+		return 0, nil, fmt.Errorf("send request: %w", err)
 	}
 	resp, err := http.ReadResponse(c.read, nil)
 	if err != nil {
-		return fmt.Errorf("read response: %w", err)
+		return 0, nil, fmt.Errorf("read response: %w", err)
 	}
 	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-		return fmt.Errorf("read response: %w", err)
+		return 0, nil, fmt.Errorf("read response: %w", err)
 	}
-	if err := resp.Body.Close(); err != nil || resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("status %d (%w)", resp.StatusCode, err)
+	if err := resp.Body.Close(); err != nil {
+		return 0, nil, fmt.Errorf("read response: %w", err)
 	}
-	return nil
+	return resp.StatusCode, resp.Header, nil
 }

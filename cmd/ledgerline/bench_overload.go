@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"sync"
@@ -37,6 +35,11 @@ func (b *bench) overload(ctx context.Context, t *target) error {
 	if err != nil {
 		return err
 	}
+	together, err := apart(t.own(), []int{b.upstream.pid()})
+	if err != nil {
+		return err
+	}
+	defer together()
 	peak, usual := 0.0, []float64{} // requests/s; CPU µs of the relay for each
 	for range b.o.runs {
 		if err := settle(ctx, t); err != nil {
@@ -76,9 +79,12 @@ func (b *bench) overload(ctx context.Context, t *target) error {
 
 // offer lets requests go at a fixed rate, and returns how many were answered while it did, and how long that was.
 func (b *bench) offer(ctx context.Context, t *target, body []byte, rate float64, lasts time.Duration, o *offered) (answered int64, took time.Duration) {
-	client := &http.Client{Transport: demoTransport(overloadClients), Timeout: overloadPatience}
-	clients := make(chan struct{}, overloadClients)
-	defer client.CloseIdleConnections()
+	request := fmt.Appendf(nil, "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer %s\r\n"+
+		"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", t.bearer(), len(body), body)
+	clients := make(chan *idleConn, overloadClients)
+	for range overloadClients {
+		clients <- &idleConn{}
+	}
 	var flying sync.WaitGroup
 	began := time.Now()
 	tick := time.NewTicker(offerEvery)
@@ -88,11 +94,11 @@ func (b *bench) offer(ctx context.Context, t *target, body []byte, rate float64,
 		took = time.Since(began)
 		for ; float64(o.due) < rate*took.Seconds(); o.due++ {
 			select {
-			case clients <- struct{}{}:
+			case c := <-clients:
 				o.sent++
 				flying.Go(func() {
-					o.one(ctx, client, t, body)
-					<-clients
+					o.one(ctx, c, t, request)
+					clients <- c
 				})
 			default:
 			}
@@ -100,41 +106,36 @@ func (b *bench) offer(ctx context.Context, t *target, body []byte, rate float64,
 	}
 	answered = o.answered.Load()
 	flying.Wait()
+	close(clients)
+	for c := range clients {
+		c.close()
+	}
 	return answered, took
 }
 
-func (o *offered) one(ctx context.Context, client *http.Client, t *target, body []byte) {
-	fail := func(err error) {
-		o.bad.Add(1)
-		o.mu.Lock()
-		o.why = err
-		o.mu.Unlock()
-	}
-	req, err := benchPost(ctx, t, body)
-	if err != nil {
-		fail(err)
-		return
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		fail(err)
-		return
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-		fail(err)
-		return
-	}
-	switch resp.StatusCode {
-	case http.StatusOK:
+// one sends a request over a connection that nobody else uses.
+func (o *offered) one(ctx context.Context, c *idleConn, t *target, request []byte) {
+	status, head, err := c.send(ctx, t, request, overloadPatience)
+	switch {
+	case err != nil:
+		o.fail(err)
+		c.close()
+	case status == http.StatusOK:
 		o.answered.Add(1)
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && n > 0 {
+	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
+		if n, err := strconv.Atoi(head.Get("Retry-After")); err == nil && n > 0 {
 			o.refused.Add(1)
 			return
 		}
 		o.unexplained.Add(1)
 	default:
-		fail(errors.New(resp.Status))
+		o.fail(fmt.Errorf("status %d", status))
 	}
+}
+
+func (o *offered) fail(err error) {
+	o.bad.Add(1)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.why = err
 }
