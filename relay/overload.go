@@ -10,13 +10,17 @@ import (
 
 const (
 	// queuePerCPU is how many goroutines may wait for each processor. One runs for some 20 µs at a time, and a request waits some ten
-	// times on its way: at 1,000 that is 0.2 s. More in the queue would make every answer later and none more.
-	queuePerCPU = 1000
-	// burst is how long the queue may be longer, after it was short for as long: what comes at once and is worked off in that time is
-	// no overload.
+	// times on its way: at 250 that is 50 ms. More in the queue would make every answer later and none more.
+	queuePerCPU = 250
+	// burst is how long the queue may be longer: what comes at once and is worked off in that time is no overload.
 	burst = 500 * time.Millisecond
-	// queueLook is how often the queue is looked at.
-	queueLook = 10 * time.Millisecond
+	// again is how long it may be longer for as long after an overload as recent says: the node is still being offered too much.
+	again  = 5 * time.Millisecond
+	recent = time.Second
+	// queueLook is how often the queue is looked at: requests that are refused leave it in a few milliseconds, and then a processor idles.
+	queueLook = time.Millisecond
+	// unseen is the time without a request, and so without a look, after which nothing is known of the queue.
+	unseen = 50 * time.Millisecond
 )
 
 // overload tells when more comes than the processors can do. Requests that wait for their upstream cost nothing, so it is not their
@@ -27,9 +31,9 @@ type overload struct {
 	over     atomic.Bool
 
 	mu    sync.Mutex // of who looks
-	due   time.Time
-	since time.Time // the queue has never been short for a whole burst since then; zero: it is
-	long  time.Time // when it was last seen too long
+	look  time.Time  // the last
+	since time.Time  // the queue has been too long at every look since then; zero: it was short at the last
+	last  time.Time  // when requests were last refused
 }
 
 func newOverload(runnable func() int) *overload {
@@ -43,27 +47,34 @@ func newOverload(runnable func() int) *overload {
 // for a processor like all others: the requests themselves look.
 func (o *overload) refuses(now time.Time) bool {
 	if o.mu.TryLock() {
-		if !now.Before(o.due) {
-			o.look(now)
+		if now.Sub(o.look) >= queueLook {
+			o.over.Store(o.long(now))
 		}
 		o.mu.Unlock()
 	}
 	return o.over.Load()
 }
 
-func (o *overload) look(now time.Time) {
-	o.due = now.Add(queueLook)
-	if now.Sub(o.long) >= burst {
-		o.since = time.Time{}
-	}
+// long looks, and reports whether the queue has been too long for too long.
+func (o *overload) long(now time.Time) bool {
+	gap := now.Sub(o.look)
+	o.look = now
 	if o.runnable() <= o.limit {
-		o.over.Store(false)
-		return
+		o.since = time.Time{}
+		return false
 	}
-	if o.long = now; o.since.IsZero() {
+	if o.since.IsZero() || gap > unseen {
 		o.since = now
 	}
-	o.over.Store(now.Sub(o.since) >= burst)
+	patience := burst
+	if now.Sub(o.last) < recent {
+		patience = again
+	}
+	if now.Sub(o.since) < patience {
+		return false
+	}
+	o.last = now
+	return true
 }
 
 // runnableGoroutines asks the runtime. The function may not be called by two goroutines at once.

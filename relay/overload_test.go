@@ -7,31 +7,46 @@ import (
 	"time"
 )
 
-// A queue is an overload once it has stood for a while, and then whenever it is too long again; a burst after calm is none.
+// A queue is an overload if it has been too long for a while, and soon if it was one just before; a burst is none, however often.
 func TestOverload(t *testing.T) {
 	queue := 0
 	o := newOverload(func() int { return queue })
 	long, now := o.limit+1, time.Now()
-	step := func(after time.Duration, length int, want bool) {
-		t.Helper()
-		now, queue = now.Add(after), length
-		if got := o.refuses(now); got != want {
-			t.Errorf("a queue of %d: refuses %v, want %v", length, got, want)
+	// For so long a request looks every few milliseconds; want is what the last one is told.
+	for i, c := range []struct {
+		length int
+		lasts  time.Duration
+		want   bool
+	}{
+		{0, time.Second, false},
+		{long, burst - 10*time.Millisecond, false}, // a burst
+		{o.limit, queueLook, false},
+		{long, burst - 10*time.Millisecond, false}, // another
+		{long, 20 * time.Millisecond, true},
+		{o.limit, queueLook, false},
+		{long, 0, false},
+		{long, again + 4*queueLook, true},
+		{0, queueLook / 2, true}, // not looked at
+		{0, queueLook, false},
+		{long, again / 2, false},
+		{0, recent, false},
+		{long, burst - 10*time.Millisecond, false},
+	} {
+		queue = c.length
+		got := o.refuses(now)
+		for end := now.Add(c.lasts); now.Before(end); {
+			now = now.Add(min(2*queueLook, end.Sub(now)))
+			got = o.refuses(now)
+		}
+		if got != c.want {
+			t.Errorf("step %d, a queue of %d for %s: refuses %v, want %v", i, c.length, c.lasts, got, c.want)
 		}
 	}
-	step(0, 0, false)
-	step(time.Second, long, false) // a burst
-	step(queueLook/2, 0, false)    // not looked at
-	step(burst-2*queueLook, long, false)
-	step(2*queueLook, long, true)
-	step(queueLook/2, 0, true) // not looked at
-	step(queueLook, o.limit, false)
-	step(burst/2, long, true) // there was no calm
-	step(queueLook, o.limit, false)
-	step(burst, long, false) // there was
-	step(2*burst, long, false)
-	step(burst/2, long, false)
-	step(burst/2, long, true)
+	// Nobody looked for a while: the queue may have been short.
+	now, queue = now.Add(burst), long
+	if o.refuses(now) {
+		t.Error("a queue that nobody looked at counts as long all the while")
+	}
 }
 
 // The runtime counts the goroutines that have no processor.
@@ -53,6 +68,6 @@ func BenchmarkOverload(b *testing.B) {
 	o := newOverload(nil)
 	b.ReportAllocs()
 	for b.Loop() {
-		o.look(time.Now())
+		o.long(time.Now())
 	}
 }
