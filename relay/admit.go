@@ -54,10 +54,13 @@ func (x *exchange) readBody() ([]byte, *dialect.Problem) {
 
 func (x *exchange) readAll(from io.Reader, limit int64) ([]byte, *dialect.Problem) {
 	// Room for what is announced, but a client has to send before it gets more than the first MiB.
-	body := make([]byte, 0, min(max(x.r.ContentLength, 512)+1, 1<<20))
+	body := make([]byte, 0, min(max(x.r.ContentLength, 512)+1, smallBody))
 	for {
 		if len(body) == cap(body) {
-			body = append(body, 0)[:len(body)]
+			var p *dialect.Problem
+			if body, p = x.grow(body, limit); p != nil {
+				return nil, p
+			}
 		}
 		n, err := from.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]

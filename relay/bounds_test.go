@@ -77,6 +77,41 @@ func TestBodies(t *testing.T) {
 	n.wantNothingHeld(a)
 }
 
+// Large bodies are bounded together, too, for as long as they stay: a client beyond the bound is told to come back, and small
+// requests are served.
+func TestLargeBodiesTogether(t *testing.T) {
+	const each = 2 << 20
+	n := newStack(t, relaytest.Script{}).start(func(c *nodeConfig) {
+		c.relay = func(rc *relay.Config) { rc.MaxBody, rc.MaxBodies = each, 2*each+each/2 }
+	})
+	a := n.account(start*100, -1)
+	var open []net.Conn
+	for range 2 {
+		conn := n.dial()
+		_, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s", chatPath, a.key, each, strings.Repeat(" ", each-each/4))
+		n.must(err)
+		open = append(open, conn)
+	}
+	large := zipped(t, chat("", `"pad":"`+strings.Repeat("x", each-300)+`"`))
+	ask := func() *reply {
+		req := n.newRequest(t.Context(), a.key, chatPath, large)
+		req.Header.Set("Content-Encoding", "gzip")
+		return n.do(req)
+	}
+	n.await("a third large body is refused", func() bool {
+		got := ask()
+		return got.status == 503 && got.fault() == "node_full" && got.header.Get("Retry-After") != ""
+	})
+	if got := n.post(a.key, chatPath, chat("")); got.status != 200 {
+		t.Errorf("a small request beside large ones: %d %s", got.status, got.body)
+	}
+	for _, conn := range open {
+		_ = conn.Close()
+	}
+	n.await("there is room again", func() bool { return ask().status == 200 })
+	n.wantNothingHeld(a)
+}
+
 func (n *node) wantNothingHeld(a account) {
 	n.Helper()
 	n.left(a.users, a.user)

@@ -27,15 +27,16 @@ type exchange struct {
 	dialect dialect.Dialect
 
 	// set by authenticate, read, route
-	endpoint dialect.Endpoint
-	token    *catalog.Token
-	user     *catalog.User
-	routes   *catalog.Routes
-	groups   []string
-	pinned   int64
-	req      dialect.Request
-	group    string
-	quote    *ledger.Quote
+	endpoint  dialect.Endpoint
+	token     *catalog.Token
+	user      *catalog.User
+	routes    *catalog.Routes
+	groups    []string
+	pinned    int64
+	req       dialect.Request
+	bodyTaken int64 // counted in bodies
+	group     string
+	quote     *ledger.Quote
 
 	// set by admit
 	ticket       *desk.Ticket
@@ -105,6 +106,7 @@ func (x *exchange) done() {
 		_ = x.rc.SetWriteDeadline(time.Time{}) // the next request on this connection has its own
 	}
 	x.s.metrics.inFlight.Dec()
+	x.s.bodies.taken.Add(-x.bodyTaken)
 	x.s.metrics.observe(x)
 	level := slog.LevelDebug
 	if x.status >= http.StatusInternalServerError {

@@ -63,6 +63,7 @@ type Config struct {
 	Version  string
 
 	MaxBody          int64         // MAX_REQUEST_BODY_MB in bytes, after decompression; 128 MiB
+	MaxBodies        int64         // MAX_REQUEST_BODIES_MB in bytes: those of over 1 MiB together, MaxBody at least; 2 GiB
 	MaxEvent         int           // STREAM_SCANNER_MAX_BUFFER_MB in bytes; 16 MiB
 	StreamingTimeout time.Duration // STREAMING_TIMEOUT: silence between chunks; 300 s
 	RelayTimeout     time.Duration // RELAY_TIMEOUT: the whole request, streams included; 0 = none
@@ -95,6 +96,7 @@ type Server struct {
 	metrics *metrics
 	limits  dialect.Limits
 	load    *overload
+	bodies  bodies
 	charged atomic.Int64
 	buffers sync.Pool // of *[streamReadBuffer]byte
 
@@ -106,6 +108,9 @@ type Server struct {
 func New(cfg Config) *Server {
 	if cfg.MaxBody == 0 {
 		cfg.MaxBody = 128 << 20
+	}
+	if cfg.MaxBodies == 0 {
+		cfg.MaxBodies = 2 << 30
 	}
 	if cfg.StreamingTimeout == 0 {
 		cfg.StreamingTimeout = 300 * time.Second
@@ -127,7 +132,7 @@ func New(cfg Config) *Server {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, now: cfg.Now, limits: dialect.DefaultLimits(), metrics: newMetrics(cfg.Metrics),
-		load: newOverload(cfg.Runnable),
+		load: newOverload(cfg.Runnable), bodies: bodies{limit: max(cfg.MaxBodies, cfg.MaxBody+1)},
 	}
 	s.buffers.New = func() any { return new([streamReadBuffer]byte) }
 	return s

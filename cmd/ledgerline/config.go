@@ -79,6 +79,7 @@ type config struct {
 	RelayMaxIdle     int   `env:"RELAY_MAX_IDLE_CONNS" envDefault:"500"`
 	RelayMaxIdleHost int   `env:"RELAY_MAX_IDLE_CONNS_PER_HOST" envDefault:"100"`
 	MaxBodyMB        int64 `env:"MAX_REQUEST_BODY_MB" envDefault:"128"`
+	MaxBodiesMB      int64 `env:"MAX_REQUEST_BODIES_MB" envDefault:"2048"`
 	MaxEventMB       int   `env:"STREAM_SCANNER_MAX_BUFFER_MB" envDefault:"16"`
 	ForceUsage       bool  `env:"FORCE_STREAM_OPTION" envDefault:"true"`
 	OutputSlice      int64 `env:"MAX_OUTPUT_TOKENS_DEFAULT" envDefault:"4096"`
@@ -247,6 +248,7 @@ func (c *config) outOfBounds() (bad []string) {
 		{"RELAY_MAX_IDLE_CONNS", int64(c.RelayMaxIdle), 1, 1_000_000},
 		{"RELAY_MAX_IDLE_CONNS_PER_HOST", int64(c.RelayMaxIdleHost), 1, 1_000_000},
 		{"MAX_REQUEST_BODY_MB", c.MaxBodyMB, 1, 4096},
+		{"MAX_REQUEST_BODIES_MB", c.MaxBodiesMB, 1, 1 << 20},
 		{"STREAM_SCANNER_MAX_BUFFER_MB", int64(c.MaxEventMB), 1, 1024},
 		{"MAX_OUTPUT_TOKENS_DEFAULT", c.OutputSlice, 16, 1 << 24},
 		{"SHUTDOWN_TIMEOUT_SECONDS", int64(c.ShutdownTimeout), 1, 86400},

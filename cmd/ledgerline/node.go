@@ -193,7 +193,7 @@ func (n *node) upstreamConfig() upstream.Config {
 func (n *node) relayConfig() relay.Config {
 	return relay.Config{
 		Catalog: n.catalog, Desk: n.desk, Upstream: n.upstream, Logger: n.log, Metrics: n.reg, Node: n.cfg.NodeName, Version: version,
-		MaxBody: n.cfg.MaxBodyMB << 20, MaxEvent: n.cfg.MaxEventMB << 20, StreamingTimeout: seconds(n.cfg.StreamingTimeout),
+		MaxBody: n.cfg.MaxBodyMB << 20, MaxBodies: n.cfg.MaxBodiesMB << 20, MaxEvent: n.cfg.MaxEventMB << 20, StreamingTimeout: seconds(n.cfg.StreamingTimeout),
 		RelayTimeout: seconds(n.cfg.RelayTimeout), OutputSlice: n.cfg.OutputSlice, ForceUsage: n.cfg.ForceUsage,
 		TrustedProxies: n.cfg.trusted, ChannelFailed: n.channelFailed,
 	}
