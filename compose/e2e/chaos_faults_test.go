@@ -8,16 +8,12 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
 	"github.com/redis/go-redis/v9"
-
-	"ledgerline/ledger/ledgertest"
 )
 
 // fault is one thing that goes wrong and is made good again.
@@ -44,6 +40,7 @@ func faults() []fault {
 		{"consumer: kill -9", true, (*stage).workerKilled},
 		{"consumer: SIGTERM", false, (*stage).workerStopped},
 		{"consumer: SIGSTOP beyond its session, then it comes back", true, (*stage).workerFrozen},
+		{"consumer: SIGSTOP inside its MySQL transaction for over 30 s", false, (*stage).workerFrozenInside},
 		{"nginx: kill -9", false, (*stage).nginxKilled},
 		{"Kafka: leader killed", true, (*stage).leaderKilled},
 		{"Kafka: a broker restarted", false, (*stage).brokerRestarted},
@@ -85,13 +82,17 @@ func (g *stage) away(end, begin func(), free bool) {
 	begin()
 }
 
-// lasts lets something that is away stay so for a while: longer than sessions and HOLD_ORPHAN_AFTER at times, but in make test.
+// lasts lets something that is away stay so for a while: a second at most in make test, else up to 15 s, which is longer than
+// HOLD_ORPHAN_AFTER, and every fifth time up to 45 s, which is longer than sessions, transactions and most timeouts.
 func (g *stage) lasts(free bool) {
-	most := 15 * time.Second
-	if *chaosFor == 0 {
+	least, most := time.Duration(0), 15*time.Second
+	switch {
+	case *chaosFor == 0:
 		most = time.Second
+	case g.rng.IntN(5) == 0:
+		least, most = most, 3*most
 	}
-	until := time.Now().Add(time.Duration(g.rng.Int64N(int64(most))))
+	until := time.Now().Add(least + time.Duration(g.rng.Int64N(int64(most-least))))
 	if free {
 		g.served(meanwhile)
 	}
@@ -159,7 +160,7 @@ func (g *stage) wait(what string, ok func() error) { g.t.Helper(); eventually(g.
 func (g *stage) diskFull() {
 	n := g.full
 	if n == nil {
-		g.table.note("needs root, for a small disk of its own")
+		g.table.current().note = "needs root, for a small disk of its own"
 		return
 	}
 	filler := filepath.Join(n.dir, "journal", "filler")
@@ -220,9 +221,7 @@ func (g *stage) rollingRestart() {
 				one, done := context.WithTimeout(context.WithoutCancel(ctx), clientPatience)
 				r := send(one, c.http, g.front, o)
 				done()
-				c.mu.Lock()
-				c.all = append(c.all, r)
-				c.mu.Unlock()
+				c.keep(r)
 			}
 		})
 	}
@@ -244,10 +243,8 @@ func (g *stage) rollingRestart() {
 			g.t.Errorf("a rolling restart reached a client that does not retry: %+v", r)
 		}
 	}
-	g.table.note(fmt.Sprintf("%d requests of such clients, none failed", len(c.all)))
-	g.load.mu.Lock()
-	g.load.all = append(g.load.all, c.all...)
-	g.load.mu.Unlock()
+	g.table.current().once += len(c.all)
+	g.load.keep(c.all...)
 }
 
 func (g *stage) workerKilled() {
@@ -263,9 +260,20 @@ func (g *stage) workerStopped() { g.restart(g.pick(g.workers)) }
 // workerFrozen stops a consumer until the other one has taken over its partitions and has caught up. Then it comes back in
 // the middle of what it was writing.
 func (g *stage) workerFrozen() {
-	n := g.pick(g.workers)
+	i := g.rng.IntN(len(g.workers))
+	n, other := g.workers[i], g.workers[1-i]
+	hasAll := func(want bool) func() error {
+		return func() error {
+			if owned := other.series("ledgerline_consumer_lag_records"); owned == 2*partitions != want {
+				return fmt.Errorf("%s consumes %d partitions", other.name, owned)
+			}
+			return nil
+		}
+	}
+	g.wait("the consumers share the partitions", hasAll(false))
 	n.freeze()
 	g.served(meanwhile)
+	g.wait("the other consumer takes over", hasAll(true))
 	g.drained(g.t)
 	n.thaw()
 }
@@ -273,54 +281,6 @@ func (g *stage) workerFrozen() {
 func (g *stage) nginxKilled() {
 	g.nginx.Kill()
 	g.nginx.Start()
-}
-
-func (g *stage) leaderKilled() {
-	g.aside.Wait()
-	b := g.brokers[g.leader()]
-	b.Kill()
-	g.lasts(true)
-	g.comeBack(b)
-}
-
-// comeBack starts a broker while other things happen: the two others do its work.
-func (g *stage) comeBack(b *ledgertest.Server) {
-	g.aside.Go(func() {
-		if err := b.Server.Start(context.WithoutCancel(g.t.Context())); err != nil {
-			g.t.Error(err)
-		}
-	})
-}
-
-func (g *stage) brokerRestarted() {
-	g.aside.Wait()
-	b := g.brokers[g.rng.IntN(len(g.brokers))]
-	b.Stop()
-	g.served(meanwhile)
-	g.comeBack(b)
-}
-
-func (g *stage) kafkaKilled() {
-	g.aside.Wait()
-	for _, b := range g.brokers {
-		b.Kill()
-	}
-	g.lasts(true)
-	g.startKafka()
-}
-
-// startKafka starts all brokers at once: none is ready without a majority.
-func (g *stage) startKafka() {
-	g.t.Helper()
-	var all sync.WaitGroup
-	errs := make([]error, len(g.brokers))
-	for i, b := range g.brokers {
-		all.Go(func() { errs[i] = b.Server.Start(context.WithoutCancel(g.t.Context())) })
-	}
-	all.Wait()
-	if err := errors.Join(errs...); err != nil {
-		g.t.Fatal(err)
-	}
 }
 
 // hanging lets nothing through some lines for a while, and closes nothing.
@@ -341,107 +301,6 @@ func (g *stage) slowed(lines []*proxy, by time.Duration) {
 	g.lasts(true)
 	for _, p := range lines {
 		p.heal()
-	}
-}
-
-// mysqlLocks takes the rows of an account in the wrong order, and holds on to them.
-func (g *stage) mysqlLocks() {
-	timeouts, deadlocks := 0, 0
-	g.wait("consumers met deadlocks and lock timeouts", func() error {
-		u := g.users[g.rng.IntN(len(g.users))]
-		dead, err := g.lockRows(u, deadlocks >= 2)
-		switch {
-		case err != nil:
-			return err
-		case dead:
-			deadlocks++
-		default:
-			timeouts++
-		}
-		if deadlocks < 2 || timeouts < 2 {
-			return fmt.Errorf("%d deadlocks, %d timeouts", deadlocks, timeouts)
-		}
-		return nil
-	})
-}
-
-// lockRows locks the account row of a user, as nobody does who follows the rules, until somebody waits for it, and then the
-// user's row, which that one has. If hold is set it leaves the user's row alone and waits until the other one gives up.
-func (g *stage) lockRows(u *account, hold bool) (dead bool, err error) {
-	ctx, cancel := context.WithTimeout(g.t.Context(), patience)
-	defer cancel()
-	tx, err := g.books.db.BeginTx(ctx, &sql.TxOptions{})
-	if err != nil {
-		return false, err
-	}
-	defer func() { _ = tx.Rollback() }()
-	status := func(name string) int64 {
-		return g.books.number("SELECT CAST(VARIABLE_VALUE AS SIGNED) FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME = ?", name)
-	}
-	before, tried := status("Innodb_deadlocks"), g.retries()
-	var id int64
-	if err := tx.QueryRowContext(ctx, "SELECT id FROM ledger_accounts WHERE kind = 'user' AND id = ? FOR UPDATE", u.user).Scan(&id); err != nil {
-		return false, err
-	}
-	g.wait("somebody waits for the row", func() error {
-		if status("Innodb_row_lock_current_waits") == 0 {
-			return errors.New("nobody does")
-		}
-		return nil
-	})
-	if hold {
-		g.wait("it gives up", func() error {
-			if g.retries() == tried {
-				return errors.New("it still waits")
-			}
-			return nil
-		})
-		return false, nil
-	}
-	err = tx.QueryRowContext(ctx, "SELECT id FROM users WHERE id = ? FOR UPDATE", u.user).Scan(&id)
-	const deadlock = 1213
-	if my, ok := errors.AsType[*mysql.MySQLError](err); ok && my.Number == deadlock {
-		return true, nil
-	}
-	return status("Innodb_deadlocks") > before, nil
-}
-
-// mysqlCopy copies the data folder as a kill would leave it at this moment.
-func (g *stage) mysqlCopy() string {
-	g.t.Helper()
-	to := g.t.TempDir()
-	g.mysql.Freeze()
-	out, err := exec.CommandContext(g.t.Context(), "cp", "-a", filepath.Join(g.mysql.Dir, "data"), to).CombinedOutput()
-	g.mysql.Thaw()
-	if err != nil {
-		g.t.Fatalf("copy MySQL's data: %v: %s", err, out)
-	}
-	return to
-}
-
-// mysqlRestored puts an older state in the database's place, as one that was dumped and loaded.
-func (g *stage) mysqlRestored() {
-	older := g.mysqlCopy()
-	g.served(3 * meanwhile)
-	g.drained(g.t)
-	g.mysql.Kill()
-	data := filepath.Join(g.mysql.Dir, "data")
-	if err := errors.Join(os.RemoveAll(data), os.Rename(filepath.Join(older, "data"), data)); err != nil {
-		g.t.Fatal(err)
-	}
-	g.mysql.Start()
-}
-
-// mysqlPromoted sends everybody to another server that has all but the last transactions.
-func (g *stage) mysqlPromoted() {
-	replica := ledgertest.StartMySQLOn(g.t, g.mysqlCopy(), mysqlArgs...)
-	g.served(meanwhile)
-	g.drained(g.t)
-	g.mysql.Kill()
-	g.mysql = replica
-	g.office.mysql.target(replica.Addr)
-	for _, n := range g.nodes {
-		g.lines[n].mysql.target(replica.Addr)
 	}
 }
 
@@ -564,64 +423,4 @@ func execOn(ctx context.Context, dsn, statement string) error {
 	defer func() { _ = db.Close() }()
 	_, err = db.ExecContext(ctx, statement)
 	return err
-}
-
-// kafkaEmptied loses the whole log, as when every broker's disk is gone. Requests go on (P3). The operator restarts a master, which
-// makes the topic again, ships once more what the journals have kept, and tells both projections to go on with the new log: what
-// was acknowledged and not yet applied is in none of the stores but the journals.
-func (g *stage) kafkaEmptied() {
-	g.aside.Wait()
-	for _, b := range g.brokers {
-		b.Kill()
-	}
-	g.served(meanwhile)
-	for _, b := range g.brokers {
-		if err := os.RemoveAll(filepath.Join(b.Dir, "data")); err != nil {
-			g.t.Fatal(err)
-		}
-	}
-	g.startKafka()
-	g.restart(g.relays[0])
-	var stopped []int
-	for p := range partitions {
-		if g.books.number("SELECT next_offset FROM ledger_partitions WHERE part = ?", p) > 0 {
-			stopped = append(stopped, p)
-		}
-	}
-	g.wait("both projections say that this is another log", func() error {
-		var n float64
-		for _, w := range g.workers {
-			n += w.metric("ledgerline_consumer_stopped")
-		}
-		if int(n) != 2*len(stopped) {
-			return fmt.Errorf("%v of %d are stopped", n, 2*len(stopped))
-		}
-		return nil
-	})
-	for _, n := range g.relays {
-		g.reship(n, stopped)
-	}
-	for _, projection := range []string{"quota", "usagelog"} {
-		for _, p := range stopped {
-			if got := g.run("consume", "-adopt-log", "-projection", projection, "-partition", fmt.Sprint(p)); got.code != 0 {
-				g.t.Fatalf("adopt the log: exit code %d\n%s%s", got.code, got.stdout, got.stderr)
-			}
-		}
-	}
-	g.drained(g.t)
-}
-
-// reship sends again all that a node's journals have kept.
-func (g *stage) reship(n *node, of []int) {
-	env := g.environment(n.env)
-	env["JOURNAL_DIR"] = filepath.Join(n.dir, "journal")
-	list := run(g.t, command{args: []string{"journal", "list"}, env: env})
-	for line := range strings.Lines(list.stdout) {
-		for _, p := range of {
-			got := run(g.t, command{args: []string{"journal", "reship", "-partition", fmt.Sprint(p), "-producer", strings.Fields(line)[0]}, env: env})
-			if got.code != 0 {
-				g.t.Fatalf("reship: exit code %d\n%s%s", got.code, got.stdout, got.stderr)
-			}
-		}
-	}
 }

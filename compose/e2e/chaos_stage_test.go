@@ -62,6 +62,8 @@ func newStageOf(t *testing.T, seed uint64, binary string) *stage {
 	g.engines()
 	g.env["KAFKA_TOPIC"], g.env["HOLD_ORPHAN_AFTER"] = ledgertest.UniqueName("chaos"), orphanAfter.String()
 	g.env["JOURNAL_MAX_MB"], g.env["SHUTDOWN_TIMEOUT_SECONDS"] = "64", "30"
+	// What may have to be shipped again is minutes old; the small disk below would not hold an hour of it.
+	g.env["JOURNAL_KEEP"] = "5m"
 	for _, kind := range []string{"master", "slave", "slave"} {
 		g.relays = append(g.relays, g.half("relay", kind))
 	}

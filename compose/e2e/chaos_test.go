@@ -47,6 +47,7 @@ func TestChaos(t *testing.T) {
 			g.inject(f)
 		}
 		g.settle()
+		g.table.calm()
 		if t.Failed() {
 			break
 		}
@@ -69,28 +70,43 @@ func (g *stage) round() []fault {
 func (g *stage) inject(f fault) {
 	g.t.Helper()
 	g.table.begin(f.name)
-	began, before := time.Now(), len(g.load.answered())
+	began, before := time.Now(), g.load.done.Load()
 	f.play(g)
-	repaired, done := time.Now(), len(g.load.answered())-before
+	repaired, done := time.Now(), int(g.load.done.Load()-before)
 	g.served(goesOn)
-	g.table.played(f.name, done, time.Since(repaired))
+	g.table.ended(done, time.Since(repaired))
 	g.t.Logf("%s: %s, %d requests meanwhile, went on %s later", f.name, repaired.Sub(began).Round(time.Millisecond), done, time.Since(repaired).Round(time.Millisecond))
 }
 
 // faultTable gathers what was tried and what came of it.
 type faultTable struct {
-	t       testing.TB
-	seed    uint64
-	rounds  int
-	began   time.Time
-	current string
-	rows    map[string]*faultRow
+	t      testing.TB
+	seed   uint64
+	rounds int
+	began  time.Time
+	played []playing // in order of time
+	rows   map[string]*faultRow
+}
+
+// playing is a fault from its beginning until the next one begins.
+type playing struct {
+	from time.Time
+	name string // "": none
 }
 
 type faultRow struct {
 	times, done int
 	longest     time.Duration
+	bills       findings
+	once        int // requests of clients that do not retry; none of them failed
 	note        string
+}
+
+func (f *faultTable) times() (n int) {
+	for _, r := range f.rows {
+		n += r.times
+	}
+	return n
 }
 
 func newFaultTable(t testing.TB, seed uint64) *faultTable {
@@ -101,14 +117,31 @@ func (f *faultTable) begin(name string) {
 	if f.rows[name] == nil {
 		f.rows[name] = &faultRow{}
 	}
-	f.current = name
+	f.played = append(f.played, playing{time.Now(), name})
 }
 
-// note adds a remark to the fault that is being played.
-func (f *faultTable) note(text string) { f.rows[f.current].note = text }
+// current is the row of the fault that is being played.
+func (f *faultTable) current() *faultRow { return f.rows[f.played[len(f.played)-1].name] }
 
-func (f *faultTable) played(name string, done int, wentOn time.Duration) {
-	r := f.rows[name]
+// calm says that no fault is being played any more.
+func (f *faultTable) calm() { f.played = append(f.played, playing{from: time.Now()}) }
+
+// judge gives every bill to the fault in whose time it falls: from a fault's beginning until the next one's.
+func (f *faultTable) judge(all []finding) {
+	for _, r := range f.rows {
+		r.bills = findings{}
+	}
+	for _, v := range all {
+		after, _ := slices.BinarySearchFunc(f.played, v.when, func(p playing, t time.Time) int { return p.from.Compare(t) })
+		if after > 0 && f.played[after-1].name != "" {
+			f.rows[f.played[after-1].name].bills.add(v)
+		}
+	}
+}
+
+// ended counts a fault that was played and made good.
+func (f *faultTable) ended(done int, wentOn time.Duration) {
+	r := f.current()
 	r.times++
 	r.done += done
 	r.longest = max(r.longest, wentOn)
@@ -119,14 +152,28 @@ const tableBegins, tableEnds = "<!-- the table of faults: written by make chaos 
 
 // end prints the table, and writes it down if that was asked for and nothing failed.
 func (f *faultTable) end(g *stage) {
+	f.judge(g.books.judged)
+	all := tallied(g.books.judged)
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s, seed %d, %d rounds in %s, %d requests. After every round: none lost, none doubled, nothing overspent, and log, MySQL, Redis and ClickHouse agree. In the end\n%s.\n\n",
-		time.Now().UTC().Format(time.DateOnly), f.seed, f.rounds, time.Since(f.began).Round(time.Second), len(g.load.all), g.books.judged)
-	b.WriteString("| fault | times | requests answered meanwhile | traffic went on after, at most | |\n| --- | --- | --- | --- | --- |\n")
+	fmt.Fprintf(&b, "%s, seed %d, %d rounds with %d faults in %s, %d requests. After every round: none lost, none doubled, nothing overspent, and log, MySQL, Redis and ClickHouse agree. "+
+		"In the end %s.\n\n", time.Now().UTC().Format(time.DateOnly), f.seed, f.rounds, f.times(), time.Since(f.began).Round(time.Second), len(g.load.all), all)
+	b.WriteString("| fault | times | answers meanwhile | traffic went on after, at most | bills of its time: exact | cut, within bounds | recovered | wrong | |\n" +
+		"| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
 	for _, fault := range faults() {
-		if r := f.rows[fault.name]; r != nil && r.times > 0 {
-			fmt.Fprintf(&b, "| %s | %d | %d | %.1f s | %s |\n", fault.name, r.times, r.done, r.longest.Seconds(), r.note)
+		r := f.rows[fault.name]
+		if r == nil || r.times == 0 {
+			continue
 		}
+		note := r.note
+		if r.once > 0 {
+			note = fmt.Sprintf("%d requests of such clients, none failed", r.once)
+		}
+		// A wrong bill ends the run: a table that has one is printed, and not written down.
+		wrong := "0"
+		if f.t.Failed() {
+			wrong = "?"
+		}
+		fmt.Fprintf(&b, "| %s | %d | %d | %.1f s | %d | %d | %d | %s | %s |\n", fault.name, r.times, r.done, r.longest.Seconds(), r.bills.exact, r.bills.bounded, r.bills.recovered, wrong, note)
 	}
 	f.t.Log("\n" + b.String())
 	if !*chaosTable || f.t.Failed() {

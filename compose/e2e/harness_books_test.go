@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	_ "github.com/go-sql-driver/mysql" // the cluster's database
@@ -27,7 +28,7 @@ type books struct {
 	db         *sql.DB // MySQL or SQLite
 	usage      *sql.DB // ClickHouse, MySQL or SQLite
 	clickhouse bool
-	judged     string      // what the last comparison of bills found, in words
+	judged     []finding   // what the last comparison of bills found
 	hot        *hold.Redis // nil when the counters live in the node
 }
 
@@ -91,6 +92,7 @@ func (b *books) number(query string, args ...any) (n int64) {
 // billed is a row of the usage log.
 type billed struct {
 	user, token, channel, quota, requests, prompt, completion int64
+	created                                                   int64 // Unix seconds
 	kind                                                      string
 }
 
@@ -100,7 +102,7 @@ func (b *books) bills() (map[string]billed, error) {
 	if b.clickhouse {
 		final = " FINAL"
 	}
-	rows, err := b.usage.QueryContext(b.t.Context(), "SELECT request_id, user_id, token_id, channel_id, quota, requests, prompt_tokens, completion_tokens, kind FROM ledger_usage"+
+	rows, err := b.usage.QueryContext(b.t.Context(), "SELECT request_id, user_id, token_id, channel_id, quota, requests, prompt_tokens, completion_tokens, created_at, kind FROM ledger_usage"+
 		final+" WHERE kind IN ('usage.settled', 'usage.recovered')")
 	if err != nil {
 		return nil, err
@@ -110,7 +112,7 @@ func (b *books) bills() (map[string]billed, error) {
 	for rows.Next() {
 		var id string
 		var r billed
-		if err := rows.Scan(&id, &r.user, &r.token, &r.channel, &r.quota, &r.requests, &r.prompt, &r.completion, &r.kind); err != nil {
+		if err := rows.Scan(&id, &r.user, &r.token, &r.channel, &r.quota, &r.requests, &r.prompt, &r.completion, &r.created, &r.kind); err != nil {
 			return nil, err
 		}
 		if _, twice := out[id]; twice {
@@ -168,9 +170,71 @@ func (b *books) settled(saw []seen, accounts ...*account) {
 				return fmt.Errorf("request %s is not in the usage log (%d are, the clients saw %d)", s.id, len(bills), len(saw))
 			}
 		}
-		return b.compareColumns(bills, accounts)
+		return b.compareColumns(sums(bills, accounts))
 	})
 	b.compareBills(bills, b.served(), saw)
+}
+
+// settledSums is settled for more requests than memory should hold, all of which came to their end: what each account's must
+// have cost is what the usage log has of them, each once, and what every store says.
+func (b *books) settledSums(of map[*account]spent) {
+	b.t.Helper()
+	want := map[ledger.Account]total{}
+	channels := map[int64]total{}
+	eventually(b.t, "the stores have every request and agree", func() error {
+		for _, n := range b.site.nodes {
+			if err := n.atRest(); err != nil {
+				return err
+			}
+		}
+		clear(channels)
+		for u, sum := range of {
+			var got spent
+			var ids, channel int64
+			final := ""
+			if b.clickhouse {
+				final = " FINAL"
+			}
+			err := b.usage.QueryRowContext(b.t.Context(), "SELECT COUNT(*), COUNT(DISTINCT request_id), MAX(channel_id), SUM(quota), SUM(prompt_tokens), SUM(completion_tokens) FROM ledger_usage"+
+				final+" WHERE kind = 'usage.settled' AND user_id = ? AND token_id = ?", u.user, u.token).
+				Scan(&got.Requests, &ids, &channel, &got.Quota, &got.Prompt, &got.Completion)
+			if err != nil {
+				return err
+			}
+			if got != sum || ids != sum.Requests {
+				return fmt.Errorf("the usage log has %+v of %s, %d different ones; the clients saw %+v", got, u.name, ids, sum)
+			}
+			want[ledger.Account{Kind: ledger.UserAccount, ID: u.user}] = total{u.granted - sum.Quota, sum.Quota, sum.Requests}
+			want[ledger.Account{Kind: ledger.TokenAccount, ID: u.token}] = total{u.limit - sum.Quota, sum.Quota, sum.Requests}
+			ch := channels[channel]
+			channels[channel] = total{ch.Left - sum.Quota, ch.Charged + sum.Quota, ch.Requests + sum.Requests}
+		}
+		for id, sum := range channels {
+			want[ledger.Account{Kind: ledger.ChannelAccount, ID: id}] = sum
+		}
+		return b.compareColumns(want)
+	})
+}
+
+// tables are ours in the database of balances.
+func (b *books) ledgerTables() (names []string) {
+	b.t.Helper()
+	rows, err := b.db.QueryContext(b.t.Context(), "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name LIKE 'ledger\\_%'")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			b.t.Fatal(err)
+		}
+		names = append(names, name)
+	}
+	if err := rows.Err(); err != nil {
+		b.t.Fatal(err)
+	}
+	return names
 }
 
 // atRest reports what a node still has to do, if it runs.
@@ -193,7 +257,7 @@ func (b *books) compareBills(bills map[string]billed, served map[string]servedRe
 	for _, s := range saw {
 		clients[s.id] = s
 	}
-	var exact, bounded, recovered int
+	b.judged = b.judged[:0]
 	for id, bill := range bills {
 		up, known := served[id]
 		if !known {
@@ -203,35 +267,67 @@ func (b *books) compareBills(bills map[string]billed, served map[string]servedRe
 			continue
 		}
 		if bill.kind == "usage.recovered" {
-			recovered++
 			b.t.Logf("recovered: request %s, charged %d, the client got %d tokens, the upstream produced %d", id, bill.quota, clients[id].chunks, up.completion)
 		}
+		v := finding{when: time.Unix(bill.created, 0), recovered: bill.kind == "usage.recovered"}
 		least, most := int64(0), price(up.prompt, up.completion)
 		if !up.finished {
 			most = price(up.prompt+frameTokens, up.completion)
 		}
-		if c, answered := clients[id]; answered && c.chunks > 0 {
+		c, answered := clients[id]
+		if answered {
+			v.when = c.ended
+		}
+		if c.chunks > 0 {
 			least = price(up.prompt, c.chunks)
 			if c.whole && up.finished {
 				most = price(up.prompt, up.completion)
 			}
 		}
-		if least == most {
-			exact++
-		} else {
-			bounded++
-		}
+		v.exact = least == most
+		b.judged = append(b.judged, v)
 		if bill.quota < least || bill.quota > most {
 			b.t.Errorf("request %s (%s) is billed %d; the client got %d, the upstream produced %d (%+v)", id, bill.kind, bill.quota, least, most, up)
 		}
 	}
-	b.judged = fmt.Sprintf("%d bills equal what the upstream served, %d lie between what a client got that was cut off and what the upstream produced, of which %d were recovered from journals",
-		exact, bounded, recovered)
-	b.t.Logf("%d bills are exact, %d within what the client got and the upstream produced; %d were recovered", exact, bounded, recovered)
+	b.t.Log(tallied(b.judged))
 }
 
-// compareColumns holds every figure that the stores keep per account against the sum of the bills.
-func (b *books) compareColumns(bills map[string]billed, accounts []*account) error {
+// finding is how a bill was found to be. A wrong one fails the test.
+type finding struct {
+	when      time.Time // the client had its answer, or as much as it got
+	exact     bool      // it equals what the upstream served; else it lies between what the client got and the upstream produced
+	recovered bool      // from the journal of a node that had died
+}
+
+// findings counts bills by how they were found to be. What is recovered may be exact or not.
+type findings struct{ exact, bounded, recovered int }
+
+func (n *findings) add(v finding) {
+	if v.exact {
+		n.exact++
+	} else {
+		n.bounded++
+	}
+	if v.recovered {
+		n.recovered++
+	}
+}
+
+func tallied(all []finding) (n findings) {
+	for _, v := range all {
+		n.add(v)
+	}
+	return n
+}
+
+func (n findings) String() string {
+	return fmt.Sprintf("%d bills are exact, %d lie between what a client got that was cut off and what the upstream produced; %d were recovered from journals",
+		n.exact, n.bounded, n.recovered)
+}
+
+// sums adds bills up per user, key and channel.
+func sums(bills map[string]billed, accounts []*account) map[ledger.Account]total {
 	want := map[ledger.Account]total{}
 	for _, u := range accounts {
 		want[ledger.Account{Kind: ledger.UserAccount, ID: u.user}] = total{Left: u.granted}
@@ -246,6 +342,11 @@ func (b *books) compareColumns(bills map[string]billed, accounts []*account) err
 			}
 		}
 	}
+	return want
+}
+
+// compareColumns holds every figure that the stores keep per account against what it must be.
+func (b *books) compareColumns(want map[ledger.Account]total) error {
 	return errors.Join(b.columns(want), b.truth(want), b.counters(want))
 }
 

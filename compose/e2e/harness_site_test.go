@@ -57,11 +57,12 @@ type node struct {
 }
 
 // newSite makes an upstream whose records are the oracle; stores and nodes come with embedded or cluster.
-func newSite(t testing.TB) *site {
+func newSite(t testing.TB) *site { return newSiteOf(t, filepath.Join(t.TempDir(), "oracle.jsonl")) }
+
+// newSiteOf is newSite with a file of its own for the oracle's records; "": it keeps only sums.
+func newSiteOf(t testing.TB, oracle string) *site {
 	t.Helper()
-	upstream, err := relaytest.Start("", relaytest.Options{
-		OraclePath: filepath.Join(t.TempDir(), "oracle.jsonl"), Models: []string{model},
-	})
+	upstream, err := relaytest.Start("", relaytest.Options{OraclePath: oracle, Models: []string{model}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,13 +227,25 @@ func getWith(url, authorization string) (status int, body string, err error) {
 }
 
 // metric returns a figure of a node's /metrics, summed over its labels.
-func (n *node) metric(name string) float64 {
+func (n *node) metric(name string) (sum float64) {
+	n.site.t.Helper()
+	n.eachSeries(name, func(v float64) { sum += v })
+	return sum
+}
+
+// series is how many values a figure has, one for each of its labels.
+func (n *node) series(name string) (count int) {
+	n.site.t.Helper()
+	n.eachSeries(name, func(float64) { count++ })
+	return count
+}
+
+func (n *node) eachSeries(name string, yield func(float64)) {
 	n.site.t.Helper()
 	_, body, err := get(n.url() + "/metrics")
 	if err != nil {
 		n.site.t.Fatalf("metrics of %s: %v", n.name, err)
 	}
-	var sum float64
 	for line := range strings.Lines(body) {
 		rest, ok := strings.CutPrefix(line, name)
 		if !ok || rest[0] != ' ' && rest[0] != '{' {
@@ -242,7 +255,6 @@ func (n *node) metric(name string) float64 {
 		if err != nil {
 			n.site.t.Fatalf("metric %q: %v", line, err)
 		}
-		sum += v
+		yield(v)
 	}
-	return sum
 }

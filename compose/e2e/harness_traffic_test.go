@@ -41,6 +41,7 @@ type seen struct {
 	whole  bool   // the answer came to its end
 	finish string
 	tries  int
+	ended  time.Time // when the client had what it got
 }
 
 // What the relay takes a prompt for when it must bill without the upstream's word: a token for four bytes, and four for the
@@ -70,8 +71,9 @@ func (o *order) body() []byte {
 }
 
 // send makes one request of one node, once.
-func send(ctx context.Context, c *http.Client, url string, o order) seen {
-	s := seen{order: o, tries: 1}
+func send(ctx context.Context, c *http.Client, url string, o order) (s seen) {
+	s = seen{order: o, tries: 1}
+	defer func() { s.ended = time.Now() }()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/chat/completions", bytes.NewReader(o.body()))
 	if err != nil {
 		return s
@@ -136,6 +138,7 @@ type clients struct {
 	mu   sync.Mutex
 	all  []seen
 	open atomic.Int64
+	done atomic.Int64 // answers that came to their end
 }
 
 func newClients(t testing.TB) *clients {
@@ -143,6 +146,21 @@ func newClients(t testing.TB) *clients {
 	t.Cleanup(c.http.CloseIdleConnections)
 	return c
 }
+
+// keep remembers what a client saw.
+func (c *clients) keep(saw ...seen) {
+	for i := range saw {
+		if whole(&saw[i]) {
+			c.done.Add(1)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.all = append(c.all, saw...)
+}
+
+// whole reports whether an answer came to its end.
+func whole(r *seen) bool { return r.status == http.StatusOK && r.whole }
 
 // ask makes a request, again at the next node for as long as the answer says so or the node is away, until ctx ends.
 func (c *clients) ask(ctx context.Context, urls []string, n int, o order) seen {
@@ -153,9 +171,7 @@ func (c *clients) ask(ctx context.Context, urls []string, n int, o order) seen {
 		s = send(ctx, c.http, urls[(n+try)%len(urls)], o)
 		s.tries = try
 		// Only a request that surely was not begun is made again, so that none is made twice: refusals, and no connection.
-		c.mu.Lock()
-		c.all = append(c.all, s)
-		c.mu.Unlock()
+		c.keep(s)
 		if !s.comeBack() || ctx.Err() != nil {
 			return s
 		}
@@ -294,17 +310,9 @@ func (s *site) background(at int, accounts []*account) *traffic {
 // moreDone waits until so many more requests have come to their end.
 func (tr *traffic) moreDone(t testing.TB, more int) {
 	t.Helper()
-	count := func() (n int) {
-		for _, s := range tr.answered() {
-			if s.whole {
-				n++
-			}
-		}
-		return n
-	}
-	want := count() + more
+	want := tr.done.Load() + int64(more)
 	eventually(t, "the traffic goes on", func() error {
-		if n := count(); n < want {
+		if n := tr.done.Load(); n < want {
 			return fmt.Errorf("%d of %d requests", n, want)
 		}
 		return nil

@@ -110,6 +110,18 @@ func (p *proxy) copy(to io.Writer, from io.Reader) {
 	}
 }
 
+// has reports whether a connection that an engine sees as coming from this port is one of the line's.
+func (p *proxy) has(port string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.open {
+		if _, from, err := net.SplitHostPort(c.LocalAddr().String()); err == nil && from == port {
+			return true
+		}
+	}
+	return false
+}
+
 // cut closes every connection; new ones are taken as before.
 func (p *proxy) cut() {
 	p.mu.Lock()

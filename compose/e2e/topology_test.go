@@ -114,9 +114,7 @@ func TestSlaveIsAddedUnderTraffic(t *testing.T) {
 		clients.Go(func() {
 			for i := w; !ending.Load(); i++ {
 				r := send(t.Context(), c.http, nginx.URL(), orders[i%len(orders)])
-				c.mu.Lock()
-				c.all = append(c.all, r)
-				c.mu.Unlock()
+				c.keep(r)
 			}
 		})
 	}
