@@ -54,14 +54,29 @@ func (n *node) masterDuties(ctx context.Context) error {
 			if _, err := n.db.PruneChanges(ctx, time.Now().Add(-keepChanges)); err != nil {
 				return err
 			}
-			if _, err := n.db.PruneSessions(ctx); err != nil {
-				return err
-			}
-			return journal.Sweep(n.journalConfig())
+			_, err := n.db.PruneSessions(ctx)
+			return err
 		})
 		return nil
 	})
 	return duties.Wait()
+}
+
+// sweepEvery is how long after JOURNAL_KEEP what a journal kept may stay.
+const sweepEvery = time.Minute
+
+// sweepJournals removes what no journal below JOURNAL_DIR needs any more, at the start and then again and again, until ctx ends. Every
+// node that relays has such a folder, and every start leaves one journal in it.
+func (n *node) sweepJournals(ctx context.Context) error {
+	if n.cfg.JournalDir == "" {
+		return nil // a node without a disk
+	}
+	sweep := func(context.Context) error { return journal.Sweep(n.journalConfig()) }
+	if err := sweep(ctx); err != nil {
+		n.log.Warn("old journals could not be removed; it is tried again", "error", err)
+	}
+	n.periodically(ctx, sweepEvery, "remove old journals", sweep)
+	return nil
 }
 
 // retain takes the snapshots that LOG_SQL_CLICKHOUSE_TTL_DAYS needs, and lets older rows of the usage log expire.

@@ -279,6 +279,7 @@ func (n *node) run(ctx context.Context, serveHTTP func(ctx context.Context) erro
 	if n.role.relays {
 		background.Go(func() error { return n.catalog.Run(consume) })
 		background.Go(func() error { return n.catalog.Follow(consume, n.counters) })
+		background.Go(func() error { return n.sweepJournals(consume) })
 		go func() { deskDone <- n.desk.Run(deskCtx, drain) }()
 	} else {
 		deskDone <- nil

@@ -126,7 +126,7 @@ func (g *stage) workerFrozenInside() {
 	}
 	var n *node
 	var thread int64
-	g.wait("a consumer is stopped inside a transaction", func() error {
+	g.wait("a consumer is stopped inside a transaction", seldom(func() error {
 		n = g.pick(g.workers) // one of them may have no partition yet
 		for _, id := range g.transactions(n) {
 			n.freeze()
@@ -137,18 +137,18 @@ func (g *stage) workerFrozenInside() {
 			n.thaw()
 		}
 		return errors.New("it is not")
-	})
+	}))
 	for _, w := range g.workers {
 		g.lines[w].mysql.heal()
 	}
 	began := time.Now()
 	g.served(meanwhile)
-	g.wait("MySQL ends the transaction", func() error {
+	g.wait("MySQL ends the transaction", seldom(func() error {
 		if g.openTransaction(thread) {
 			return errors.New("it does not")
 		}
 		return nil
-	})
+	}))
 	ended := time.Since(began)
 	g.drained(g.t)
 	n.thaw()
@@ -179,7 +179,7 @@ func (g *stage) transactions(n *node) (threads []int64) {
 	return threads
 }
 
-// openTransaction reports whether a connection has a transaction. MySQL says so from a memory that is up to a tenth of a second old.
+// openTransaction reports whether a connection has a transaction. Ask seldom.
 func (g *stage) openTransaction(thread int64) bool {
 	return g.books.number("SELECT COUNT(*) FROM information_schema.INNODB_TRX WHERE trx_mysql_thread_id = ?", thread) > 0
 }

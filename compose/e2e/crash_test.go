@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"fmt"
 	"net/http"
+	"path/filepath"
 	"testing"
 
 	"ledgerline/ledger/ledgertest"
@@ -109,6 +111,27 @@ func TestServesFromTheFirstRequest(t *testing.T) {
 		if r := <-asked; r.status != http.StatusOK || !r.whole {
 			t.Errorf("start %d: the first request got status %d %q", round, r.status, r.code)
 		}
+	}
+}
+
+// What the starts of a node leave in JOURNAL_DIR goes when JOURNAL_KEEP has passed, on masters and on slaves.
+func TestOldJournalsGo(t *testing.T) {
+	t.Parallel()
+	s := cluster(t)
+	s.env["JOURNAL_KEEP"] = "0s"
+	s.open()
+	for _, n := range s.nodes {
+		for range 3 {
+			n.terminate()
+			n.start()
+		}
+		eventually(t, n.name+" has one journal, its own", func() error {
+			list, err := filepath.Glob(filepath.Join(n.dir, "journal", "*"))
+			if err != nil || len(list) != 1 {
+				return fmt.Errorf("%v: %w", list, err)
+			}
+			return nil
+		})
 	}
 }
 

@@ -11,10 +11,10 @@ func attributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
 
-// smallDisk mounts a disk of 96 MB on dir; only root may.
+// smallDisk mounts a disk of 768 MB on dir; only root may.
 func smallDisk(t testing.TB, dir string) bool {
 	t.Helper()
-	if os.Geteuid() != 0 || os.MkdirAll(dir, 0o700) != nil || syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=96m") != nil {
+	if os.Geteuid() != 0 || os.MkdirAll(dir, 0o700) != nil || syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=768m") != nil {
 		return false
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })

@@ -269,6 +269,29 @@ func TestDamagedSegmentIsSetAside(t *testing.T) {
 	}
 }
 
+// A journal that a full disk lets nobody make leaves nothing behind: every try would fill the disk more.
+func TestCreateOnAFullDisk(t *testing.T) {
+	disk := journaltest.NewDisk(1)
+	for free := int64(100); ; free *= 2 {
+		disk.SetFree(free)
+		p := disk.Process()
+		j, err := journal.Create(config(p), incarnation)
+		if err == nil {
+			_ = j.Close()
+			if free == 100 {
+				t.Fatal("100 bytes were enough")
+			}
+			return
+		}
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+		if left, err := p.List(config(p).Root); err != nil || len(left) > 0 {
+			t.Fatalf("with %d bytes free: %v is left behind, %v", free, left, err)
+		}
+	}
+}
+
 func TestOwnership(t *testing.T) {
 	disk := journaltest.NewDisk(1)
 	p := disk.Process()

@@ -131,13 +131,23 @@ func Create(cfg Config, incarnation ledger.ID) (*Journal, error) {
 	}
 	j := newJournal(cfg, incarnation, final, lock)
 	if err := j.create(dir); err != nil {
-		return nil, errors.Join(fmt.Errorf("create journal: %w", err), j.release())
+		// Nothing is in it: a full disk must not get fuller with every try.
+		return nil, errors.Join(fmt.Errorf("create journal: %w", err), j.release(), abandon(cfg.FS, dir))
 	}
 	for i := range cfg.Slots {
 		j.free = append(j.free, uint32(cfg.Slots-1-i))
 	}
 	go j.run()
 	return j, nil
+}
+
+// abandon removes a directory that Create did not finish; one that got its name after all is whole, and left for adoption.
+func abandon(files FS, dir string) error {
+	err := removeDir(files, dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // create fills dir and then gives it its name: the commit point.
