@@ -60,7 +60,7 @@ type Ship func(ctx context.Context, source *journal.Journal) error
 
 // Bounds, each with its reason (L7).
 const (
-	// MaxOpen bounds the open requests of a node, and with them the books, the release queue and the sweep.
+	// MaxOpen bounds the open requests of a node (Config.MaxOpen), and with them the books, the release queue and the sweep.
 	MaxOpen = 65536
 	// epochLook is how often the epochs are looked at; a rebuild should take about a second.
 	epochLook = 100 * time.Millisecond
@@ -101,6 +101,9 @@ type Config struct {
 	Logger   *slog.Logger
 	Metrics  prometheus.Registerer // nil: no metrics
 	Now      func() time.Time      // nil: time.Now
+
+	// MaxOpen bounds the open requests, and the memory that is set aside for their ends: some 100 B each. 0: the constant MaxOpen.
+	MaxOpen int
 
 	// How often the node looks at the epochs, says that it lives, voids holds of its own that it does not know (DESIGN 7, dead nodes), and looks
 	// through JOURNAL_DIR for journals that nobody holds. Zero: epochLook, beatEvery, sweepEvery, adoptEvery.
@@ -172,10 +175,11 @@ type book struct {
 // an unknown producer ever reaches the log.
 func New(ctx context.Context, cfg Config) (*Desk, error) {
 	cfg.Journal.AwaitReleases = true
+	cfg.MaxOpen = cmp.Or(cfg.MaxOpen, MaxOpen)
 	d := &Desk{
 		cfg: cfg, log: cfg.Logger, now: cfg.Now,
 		views:    make([]view, cfg.Partitions),
-		releases: make(chan release, MaxOpen),
+		releases: make(chan release, cfg.MaxOpen),
 		kickMove: make(chan struct{}, 1),
 		metrics:  newMetrics(cfg.Metrics),
 		loading:  loads{calls: map[loadKey]*loadResult{}},

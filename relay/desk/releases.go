@@ -17,13 +17,13 @@ type release struct {
 	guess  bool           // a void of a hold that may not exist
 }
 
-// maxGuesses bounds the voids on their way of holds that may not exist (L7). While the counters are away every request that is refused
-// would add one; those beyond it are left to the sweep, which finds them if they do exist.
-const maxGuesses = MaxOpen / 4
+// guessShare: voids on their way of holds that may not exist are at most so many of MaxOpen, one in four (L7). While the counters are
+// away every request that is refused would add one; those beyond it are left to the sweep, which finds them if they do exist.
+const guessShare = 4
 
 // giveBack voids a hold that the counters may have and no request does.
 func (d *Desk) giveBack(t *Ticket, epoch uint64) {
-	if d.guesses.Add(1) > maxGuesses {
+	if d.guesses.Add(1) > int64(d.cfg.MaxOpen/guessShare) {
 		d.guesses.Add(-1)
 		return
 	}
@@ -34,7 +34,7 @@ func (d *Desk) giveBack(t *Ticket, epoch uint64) {
 	d.releases <- t.release(journal.Commit{}, epoch, -1, true)
 }
 
-// queueRelease queues the end of a hold, which is owed. The queue holds MaxOpen calls, as many as there can be open requests, and the
+// queueRelease queues the end of a hold, which is owed. The queue holds Config.MaxOpen calls, as many as there can be open requests, and the
 // releaser as many that it cannot deliver; if the counters have been away for so long that all is full, the caller waits:
 // that is the back-pressure.
 func (d *Desk) queueRelease(t *Ticket, ending journal.Commit, epoch uint64, charge int64) {
@@ -64,7 +64,7 @@ func (d *Desk) runReleases(ctx context.Context) {
 	batch := make([]release, 0, releaseBatch)
 	for {
 		queue := d.releases
-		if d.aside.Load() >= MaxOpen {
+		if d.aside.Load() >= int64(d.cfg.MaxOpen) {
 			queue = nil // the queue fills up, and then whoever ends a request waits
 		}
 		batch = batch[:0]

@@ -46,7 +46,7 @@ func (r *Refusal) Error() string {
 	}
 }
 
-// ErrFull is returned when the node has MaxOpen open requests: try another node, or later.
+// ErrFull is returned when the node has Config.MaxOpen open requests: try another node, or later.
 var ErrFull = errors.New("the node is at its bound of open requests")
 
 // Reserve takes a hold and journals its open record; the record may still be on its way to the disk (Ticket.Durable).
@@ -58,7 +58,7 @@ func (d *Desk) Reserve(ctx context.Context, o Order) (*Ticket, error) {
 		d.open.Add(-1)
 		return nil, ErrStopping
 	}
-	if open > MaxOpen {
+	if open > int64(d.cfg.MaxOpen) {
 		d.open.Add(-1)
 		return nil, ErrFull
 	}
