@@ -27,7 +27,7 @@ MYSQL_PACKAGES ?= ./ledger/sqlstore/... ./ledger/usagelog/...
 
 GO_TEST = go test -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS)
 
-.PHONY: build test chaos race sim fuzz lint fmt vuln bench bench-compare bench-limits bench-consumers bench-growth bench-steps demo up down status engines test-mysql clean
+.PHONY: build test chaos race sim histories fuzz lint fmt vuln bench bench-compare bench-limits bench-consumers bench-growth bench-steps demo up down status engines test-mysql clean
 
 build: ## the program: bin/ledgerline
 	go build -trimpath -o bin/ledgerline ./cmd/ledgerline
@@ -54,16 +54,19 @@ fuzz: ## every decoder on hostile input, from the committed corpus on; FUZZTIME=
 		go test "$$package" -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) || exit 1; \
 	done
 
-# Histories of make sim, and what else it is told: make sim SEED=7 SIM_FLAGS=-calls
-HISTORIES ?= 10000
-SIM_FLAGS ?=
+# Histories of make sim, how long they may take, and what else it is told: make sim SEED=7 SIM_FLAGS=-calls
+HISTORIES        ?= 10000
+HISTORIES_WITHIN ?= 0
+SIM_FLAGS        ?=
+
+histories: ## the first half of make sim: HISTORIES=10000 random histories, HISTORIES_WITHIN=2m or it fails as too slow
+	go test ./compose/sim -count 1 -v -timeout 30m -run 'Histories$$' -histories $(HISTORIES) -within $(HISTORIES_WITHIN) $(SIM_FLAGS)
 
 ifdef SEED
 sim: ## one history of the simulation, printed
 	go test ./compose/sim -count 1 -run Histories -seed $(SEED) $(SIM_FLAGS)
 else
-sim: ## the shipping packages under a seeded adversary: random histories, then one mistake after the other planted and found
-	go test ./compose/sim -count 1 -v -timeout 30m -run Histories -histories $(HISTORIES) $(SIM_FLAGS)
+sim: histories ## the shipping packages under a seeded adversary: random histories, then one mistake after the other planted and found
 	go test ./compose/sim -count 1 -v -timeout 30m -run MistakesAreFound -blind
 endif
 

@@ -71,8 +71,8 @@ func (w *world) strike() {
 	for i := range faults {
 		if at -= faults[i].weight; at < 0 {
 			w.tell("FAULT: %s", faults[i].name)
-			w.counts.faults++
-			w.counts.byFault[i]++
+			w.counts.Faults++
+			w.counts.ByFault[i]++
 			faults[i].do(w)
 			return
 		}

@@ -76,7 +76,7 @@ func (w *world) checkSpent() {
 			e := &r.Event
 			late := e.Kind.IsUsage() && e.Hold != nil && w.late(r)
 			if late {
-				w.counts.late++
+				w.counts.Late++
 			}
 			for _, d := range e.Deltas(nil) {
 				switch {
@@ -142,7 +142,7 @@ func (w *world) checkBill(r *request, bills []*ledger.Record) {
 		w.violation("request %d, hold %s, was charged %d, not %d to %d (P1)", r.n, short(r.hold), e.Charged, low, high)
 	}
 	if e.Kind == ledger.KindUsageRecovered {
-		w.counts.recovered++
+		w.counts.Recovered++
 		if e.Source != ledger.SourceRecovered {
 			w.violation("request %d was recovered and is not flagged", r.n)
 		}

@@ -4,60 +4,71 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"ledgerline/ledger"
 )
 
-// counts says what happened in a history.
+// counts says what happened in a history. Its fields are exported because a worker hands them over as JSON.
 type counts struct {
-	sent, admitted, finished, failed, recovered int
-	refused                                     [ledger.OutcomeGone + 1]int
-	faults                                      int
-	byFault                                     [32]int
-	lost, orphans, duplicates, epochs, givenUp  int
-	late                                        int
+	Sent, Admitted, Finished, Failed, Recovered int
+	Refused                                     [ledger.OutcomeGone + 1]int
+	Faults                                      int
+	ByFault                                     [32]int
+	Lost, Orphans, Duplicates, Epochs, GivenUp  int
+	Late                                        int
+}
+
+// plus adds the sums of c up, all but what is a list in totals.
+func (c *counts) plus(d *counts) {
+	for i := range c.ByFault {
+		c.ByFault[i] += d.ByFault[i]
+	}
+	for i := range c.Refused {
+		c.Refused[i] += d.Refused[i]
+	}
+	c.Admitted += d.Admitted
+	c.Finished += d.Finished
+	c.Failed += d.Failed
+	c.Recovered += d.Recovered
+	c.Lost += d.Lost
+	c.Orphans += d.Orphans
+	c.Duplicates += d.Duplicates
+	c.Epochs += d.Epochs
+	c.GivenUp += d.GivenUp
+	c.Late += d.Late
 }
 
 // totals adds histories up.
 type totals struct {
-	mu       sync.Mutex
-	n        int
-	sum      counts
-	nodes    []int
-	requests []int
-	faults   []int
-	seconds  float64
-	events   int
+	Histories                       int
+	Sum                             counts
+	Nodes, Requests, Faults, Events []int // of each history
+	Seconds                         float64
+	WithLate                        int // histories with a late charge
 }
 
 func (t *totals) add(w *world) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.n++
 	c := &w.counts
-	t.nodes, t.requests, t.faults = append(t.nodes, w.cfg.nodes), append(t.requests, c.sent), append(t.faults, c.faults)
-	for i := range c.byFault {
-		t.sum.byFault[i] += c.byFault[i]
-	}
-	for i := range c.refused {
-		t.sum.refused[i] += c.refused[i]
-	}
-	t.sum.admitted += c.admitted
-	t.sum.finished += c.finished
-	t.sum.failed += c.failed
-	t.sum.recovered += c.recovered
-	t.sum.lost += c.lost
-	t.sum.orphans += c.orphans
-	t.sum.duplicates += c.duplicates
-	t.sum.epochs += c.epochs
-	t.sum.givenUp += c.givenUp
-	t.sum.late += c.late
+	events := 0
 	for _, p := range w.log.partitions {
-		t.events += len(p.records)
+		events += len(p.records)
 	}
-	t.seconds += w.took.Seconds()
+	one := totals{
+		Histories: 1, Sum: *c, Nodes: []int{w.cfg.nodes}, Requests: []int{c.Sent}, Faults: []int{c.Faults}, Events: []int{events},
+		Seconds: w.took.Seconds(), WithLate: min(1, c.Late),
+	}
+	t.plus(&one)
+}
+
+// plus adds the totals of a worker.
+func (t *totals) plus(o *totals) {
+	t.Histories += o.Histories
+	t.Sum.plus(&o.Sum)
+	t.Nodes, t.Requests = append(t.Nodes, o.Nodes...), append(t.Requests, o.Requests...)
+	t.Faults, t.Events = append(t.Faults, o.Faults...), append(t.Events, o.Events...)
+	t.Seconds += o.Seconds
+	t.WithLate += o.WithLate
 }
 
 // spread is the lowest, the middle and the highest of a list.
@@ -68,39 +79,42 @@ func spread(list []int) string {
 
 func (t *totals) String() string {
 	var b strings.Builder
-	each := func(n int) string { return fmt.Sprintf("%.1f", float64(n)/float64(t.n)) }
-	fmt.Fprintf(&b, "%d histories hold\n", t.n)
-	fmt.Fprintf(&b, "per history: nodes %s; requests %s; faults %s; virtual seconds %.0f\n", spread(t.nodes), spread(t.requests), spread(t.faults), t.seconds/float64(t.n))
-	fmt.Fprintf(&b, "mean per history: %s admitted, %s finished, %s recovered, %s refused, %s busy, %s while rebuilding, %s failed; %s events, %s of them twice, %s late\n",
-		each(t.sum.admitted), each(t.sum.finished), each(t.sum.recovered), each(t.sum.refused[ledger.OutcomeRefused]), each(t.sum.refused[ledger.OutcomeBusy]),
-		each(t.sum.refused[ledger.OutcomeRebuilding]), each(t.sum.failed), each(t.events), each(t.sum.duplicates), each(t.sum.late))
+	sum := &t.Sum
+	each := func(n int) string { return fmt.Sprintf("%.1f", float64(n)/float64(t.Histories)) }
+	fmt.Fprintf(&b, "%d histories hold\n", t.Histories)
+	fmt.Fprintf(&b, "per history: nodes %s; requests %s; faults %s; events %s; virtual seconds %.0f\n",
+		spread(t.Nodes), spread(t.Requests), spread(t.Faults), spread(t.Events), t.Seconds/float64(t.Histories))
+	fmt.Fprintf(&b, "mean per history: %s admitted, %s finished, %s recovered, %s refused, %s busy, %s while rebuilding, %s failed; %s events twice, %s late\n",
+		each(sum.Admitted), each(sum.Finished), each(sum.Recovered), each(sum.Refused[ledger.OutcomeRefused]), each(sum.Refused[ledger.OutcomeBusy]),
+		each(sum.Refused[ledger.OutcomeRebuilding]), each(sum.Failed), each(sum.Duplicates), each(sum.Late))
 	fmt.Fprintf(&b, "mean per history: %s answers lost, %s calls that arrived after their caller had gone, %s epochs, %s incarnations given up\n",
-		each(t.sum.lost), each(t.sum.orphans), each(t.sum.epochs), each(t.sum.givenUp))
+		each(sum.Lost), each(sum.Orphans), each(sum.Epochs), each(sum.GivenUp))
+	fmt.Fprintf(&b, "late charges in %d histories\n", t.WithLate)
 	for i := range faults {
-		fmt.Fprintf(&b, "%8d × %s\n", t.sum.byFault[i], faults[i].name)
+		fmt.Fprintf(&b, "%8d × %s\n", sum.ByFault[i], faults[i].name)
 	}
 	return b.String()
 }
 
 // check sees to it that the histories were worth something.
 func (t *totals) check(test *testing.T) {
-	if t.n < 200 {
+	if t.Histories < 200 {
 		return
 	}
 	for what, n := range map[string]int{
-		"recovered requests": t.sum.recovered, "late charges": t.sum.late, "duplicates": t.sum.duplicates, "given up": t.sum.givenUp,
-		"calls after their callers": t.sum.orphans, "lost answers": t.sum.lost, "busy": t.sum.refused[ledger.OutcomeBusy],
+		"recovered requests": t.Sum.Recovered, "late charges": t.Sum.Late, "duplicates": t.Sum.Duplicates, "given up": t.Sum.GivenUp,
+		"calls after their callers": t.Sum.Orphans, "lost answers": t.Sum.Lost, "busy": t.Sum.Refused[ledger.OutcomeBusy],
 	} {
 		if n == 0 {
-			test.Errorf("no %s in %d histories", what, t.n)
+			test.Errorf("no %s in %d histories", what, t.Histories)
 		}
 	}
 	for i := range faults {
-		if t.sum.byFault[i] == 0 {
+		if t.Sum.ByFault[i] == 0 {
 			test.Errorf("never: %s", faults[i].name)
 		}
 	}
-	if slices.Min(t.nodes) < 3 || slices.Min(t.requests) < 50 || slices.Min(t.faults) < 5 {
-		test.Errorf("nodes %s; requests %s; faults %s: below 3, 50 and 5", spread(t.nodes), spread(t.requests), spread(t.faults))
+	if slices.Min(t.Nodes) < 3 || slices.Min(t.Requests) < 50 || slices.Min(t.Faults) < 5 {
+		test.Errorf("nodes %s; requests %s; faults %s: below 3, 50 and 5", spread(t.Nodes), spread(t.Requests), spread(t.Faults))
 	}
 }

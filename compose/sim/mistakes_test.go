@@ -43,6 +43,7 @@ func TestMistakesAreFound(t *testing.T) {
 	}
 	for _, m := range mistakes {
 		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
 			begun := time.Now()
 			out, err := runPlanted(t, binary, &m, *mistakeSeeds)
 			if err == nil && m.near > 0 { // it has moved
@@ -80,7 +81,7 @@ func runPlanted(t *testing.T, binary string, m *mistake, histories int) ([]byte,
 	} else if m.near > 0 {
 		histories = min(histories, 40)
 	}
-	cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^TestHistories$|^TestDirected", "-test.failfast", "-find", "-histories", fmt.Sprint(histories), "-first", fmt.Sprint(first))
+	cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^TestHistories$|^TestDirected", "-test.failfast", "-find", "-workers", "1", "-histories", fmt.Sprint(histories), "-first", fmt.Sprint(first))
 	cmd.Env = append(os.Environ(), "SIM_MISTAKE="+m.name)
 	return cmd.CombinedOutput()
 }

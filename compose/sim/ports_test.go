@@ -121,7 +121,7 @@ func (c countersOf) Begin(ctx context.Context, n int, epoch uint64, offset int64
 	err = c.do(ctx, fmt.Sprintf("begin %d/%d", n, epoch), func() (err error) {
 		ok, err = c.p.w.hot.Begin(ctx, n, epoch, offset, gone...)
 		if ok {
-			c.p.w.counts.epochs++
+			c.p.w.counts.Epochs++
 		}
 		c.p.w.tell("%s: begin epoch %d at %d: %v", c.p.name, epoch, offset, ok)
 		return err
@@ -169,7 +169,7 @@ func (b bankOf) Flush(ctx context.Context, call sqlstore.FlushCall) (r sqlstore.
 	err = b.do(ctx, fmt.Sprintf("flush %d/%d", call.Partition, call.From), func() (err error) {
 		call.Now = b.p.now()
 		r, err = b.p.w.bank.Flush(call)
-		b.p.w.counts.duplicates += r.Duplicates
+		b.p.w.counts.Duplicates += r.Duplicates
 		for _, h := range r.Holes {
 			b.p.w.violation("events of %s are missing, or out of order, before %d/%d (L5)", short(h.Producer), call.Partition, h.Offset)
 		}
@@ -211,7 +211,7 @@ func (b bankOf) GiveUp(ctx context.Context, id ledger.ID, beat uint64) (gone boo
 	err = b.do(ctx, "give up "+id.String(), func() error {
 		gone = b.p.w.bank.GiveUp(id, beat, b.p.now())
 		if gone {
-			b.p.w.counts.givenUp++
+			b.p.w.counts.GivenUp++
 			b.p.w.tell("%s: %s is given up", b.p.name, short(id))
 		}
 		return nil

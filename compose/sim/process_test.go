@@ -77,7 +77,7 @@ func (n *node) start() {
 			},
 			Counters: countersOf{p}, Bank: bankOf{p: p}, Outbox: outboxOf{p}, Logger: p.logger(),
 			Ship:      func(ctx context.Context, j *journal.Journal) error { return shipper.Ship(ctx, j) },
-			LookEvery: w.cfg.lookEvery, SweepEvery: 6 * time.Second, AdoptEvery: 3 * time.Second,
+			LookEvery: w.cfg.lookEvery, SweepEvery: 6 * time.Second, AdoptEvery: 3 * time.Second, MaxOpen: 256,
 		})
 		if err == nil {
 			_ = p.do(ctx, toClient, "started", func() error { n.desk = d; return nil })

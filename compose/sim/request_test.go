@@ -76,12 +76,12 @@ func (w *world) newRequest() {
 			return
 		}
 	}
-	w.counts.sent++ // 502
+	w.counts.Sent++ // 502
 }
 
 // send sends a request to a node.
 func (w *world) send(n *node, r *request) {
-	w.counts.sent++
+	w.counts.Sent++
 	r.node, r.disk, r.p = n.name, n.disk, n.proc
 	w.live++
 	d := n.desk
@@ -234,7 +234,7 @@ func (r *request) settle(w *world, t *desk.Ticket) {
 		if r.plan.whole {
 			r.got = r.produced
 		}
-		w.counts.finished++
+		w.counts.Finished++
 		w.tell("%s: request %d is finished: %d units for %s", r.node, r.n, r.charge, short(r.hold))
 	})
 }
@@ -245,16 +245,16 @@ var rating = ledger.Rating{Mode: ledger.ModeRatio, ModelRatio: "1", CompletionRa
 func (w *world) refused(r *request, err error) {
 	var refusal *desk.Refusal
 	if errors.As(err, &refusal) {
-		w.counts.refused[refusal.Outcome]++
+		w.counts.Refused[refusal.Outcome]++
 	} else {
-		w.counts.failed++
+		w.counts.Failed++
 	}
 	w.tell("%s: request %d of user %d, token %d: %v", r.node, r.n, r.user, r.token, err)
 }
 
 func (w *world) admitted(r *request, hold ledger.ID) {
 	r.admitted, r.hold = true, hold
-	w.counts.admitted++
+	w.counts.Admitted++
 	w.byHold[hold] = r
 	w.tell("%s: request %d of user %d, token %d is hold %s", r.node, r.n, r.user, r.token, short(hold))
 }

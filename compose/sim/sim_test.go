@@ -1,13 +1,12 @@
 package sim
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
-	"runtime"
+	"os"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,10 +18,10 @@ import (
 var (
 	histories = flag.Int("histories", 1000, "random histories to run")
 	firstSeed = flag.Uint64("first", 1, "seed of the first one")
+	within    = flag.Duration("within", 0, "how long they may take; 0: however long they take")
 	oneSeed   = flag.Uint64("seed", 0, "run this one history only and print it")
 	find      = flag.Bool("find", false, "only name the seed that fails")
 	tellCalls = flag.Bool("calls", false, "with -seed: print every call, too")
-	workers   = flag.Int("workers", runtime.GOMAXPROCS(0), "histories that run at once")
 )
 
 // Random histories. make sim runs ten thousand of them; a failing one is printed, and runs again by make sim SEED=N.
@@ -35,39 +34,30 @@ func TestHistories(t *testing.T) {
 		}
 		return
 	}
-	begun := time.Now()
-	var total totals
-	var next atomic.Uint64
-	var wg sync.WaitGroup
-	next.Store(*firstSeed)
-	for range *workers {
-		wg.Go(func() {
-			for {
-				seed := next.Add(1) - 1
-				if seed >= *firstSeed+uint64(*histories) || t.Failed() {
-					return
-				}
-				w := history(t, seed, false)
-				total.add(w)
-				switch {
-				case w.violated != nil && *find:
-					t.Errorf("found: seed %d: %v", seed, w.violated)
-				case w.violated != nil:
-					report(t, w)
-				}
-			}
-		})
+	if *totalsTo != "" { // a worker
+		total := runSeeds(t)
+		text, err := json.Marshal(total)
+		must(t, err)
+		must(t, os.WriteFile(*totalsTo, text, 0o600))
+		return
 	}
-	wg.Wait()
-	if !t.Failed() {
-		t.Log(total.String())
-		t.Logf("%.1f s, %.1f ms a history", time.Since(begun).Seconds(), time.Since(begun).Seconds()*1000*float64(*workers)/float64(*histories))
-		total.check(t)
+	begun := time.Now()
+	total := runWorkers(t)
+	took := time.Since(begun)
+	if t.Failed() {
+		return
+	}
+	t.Log(total.String())
+	t.Logf("%.1f s on %d processors, %.1f ms of one for a history", took.Seconds(), *workers, took.Seconds()*1000*float64(*workers)/float64(*histories))
+	total.check(t)
+	if *within > 0 && took > *within {
+		t.Errorf("TOO SLOW, not wrong: all %d histories hold, but they took %.1f s, and %s is the bound", *histories, took.Seconds(), *within)
 	}
 }
 
-// A seed is a history: the same calls at the same times, whatever the machine does. Without that no failure could be looked into. Some
-// are two or three: where goroutines of one process race for real, as for a place in a group commit or on a departure to the log.
+// A seed is a history: the same calls at the same times, whatever the machine does. Without that no failure could be looked into. One in some
+// hundreds is two: where two goroutines of one process wake at one time, by timers that were set at one time or by the same event, and
+// Go puts them in either order (it interrupts a goroutine that has run for 10 ms, and draws lots among timers and ready cases).
 func TestSeedsRepeat(t *testing.T) {
 	seeds, differ := max(40, *histories/20), 0
 	for seed := *firstSeed; seed < *firstSeed+uint64(seeds); seed++ {
@@ -76,7 +66,7 @@ func TestSeedsRepeat(t *testing.T) {
 		}
 	}
 	t.Logf("%d of %d seeds were another history the second time", differ, seeds)
-	if differ > seeds/5 {
+	if differ > max(1, seeds/50) {
 		t.Errorf("%d of %d seeds are not one history", differ, seeds)
 	}
 }

@@ -41,6 +41,7 @@ type world struct {
 	begun time.Time
 	cfg   config
 
+	turn    sync.Mutex // guards all that is not said to have another guard: the scheduler has it unless it waits, and calls that cannot park take it
 	mu      sync.Mutex // guards arrived
 	arrived []*call
 	wake    chan struct{}
@@ -148,6 +149,7 @@ type proc struct {
 }
 
 func newWorld(t testing.TB, seed uint64) *world {
+	seedIDs(seed)
 	w := &world{
 		t: t, seed: seed, rand: rand.New(rand.NewPCG(seed, 0x51)), begun: time.Now(), wake: make(chan struct{}, 1), over: make(chan struct{}), hot: hold.NewLocal(),
 		down: map[target]time.Time{}, stored: map[int]ledger.EpochRecord{}, logger: slog.New(slog.DiscardHandler),
@@ -160,6 +162,7 @@ func newWorld(t testing.TB, seed uint64) *world {
 	w.bank.refuse = refusePoison
 	w.log = newLogTwin(w)
 	w.usage = newUsageTwin()
+	w.turn.Lock()
 	return w
 }
 
@@ -237,6 +240,8 @@ func (p *proc) atOnce(to target, exec func() error) error {
 	if p.dead.Load() {
 		return errKilled
 	}
+	p.w.turn.Lock()
+	defer p.w.turn.Unlock()
 	if time.Now().Before(p.w.down[to]) {
 		return errDown
 	}
@@ -256,10 +261,12 @@ func (w *world) run(finished func() bool) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for w.violated == nil {
-		synctest.Wait()
+		w.rest(synctest.Wait)
 		w.collect()
 		if c := w.choose(); c != nil {
 			w.perform(c)
+			// No two calls at one time: timers that are set after them never meet. Go draws lots where they do.
+			w.rest(func() { time.Sleep(time.Nanosecond) })
 			continue
 		}
 		now := time.Now()
@@ -282,11 +289,20 @@ func (w *world) run(finished func() bool) {
 			}
 		}
 		timer.Reset(max(wait, 0))
-		select {
-		case <-w.wake:
-		case <-timer.C:
-		}
+		w.rest(func() {
+			select {
+			case <-w.wake:
+			case <-timer.C:
+			}
+		})
 	}
+}
+
+// rest lets the scheduler wait for others.
+func (w *world) rest(wait func()) {
+	w.turn.Unlock()
+	defer w.turn.Lock()
+	wait()
 }
 
 // collect takes the calls that arrived since it was last called, in an order that does not depend on the goroutines.
@@ -315,7 +331,7 @@ func (w *world) delay(c *call) time.Duration {
 	case c.to == toDisk || c.to == toClient || x < 800:
 		return 0
 	case x < 960:
-		return time.Duration(w.rand.IntN(8)) * 500 * time.Microsecond
+		return w.between(0, 4*time.Millisecond)
 	case x < 995:
 		return w.between(10*time.Millisecond, time.Second)
 	default:
@@ -386,7 +402,7 @@ func (w *world) execute(c *call) {
 	}
 	c.err = c.exec()
 	if c.err == nil && lossy {
-		w.counts.lost++
+		w.counts.Lost++
 		c.err = errLost
 	}
 }
@@ -416,7 +432,7 @@ func (w *world) kill(p *proc) {
 		if late := !c.ran && c.to != toDisk && c.to != toClient && w.chance(.5); late {
 			c.orphan = true
 			c.due = c.due.Add(w.between(0, 5*time.Second))
-			w.counts.orphans++
+			w.counts.Orphans++
 		} else {
 			w.unpark(c)
 		}
@@ -436,7 +452,7 @@ func (w *world) dropGiven() {
 				w.unpark(c)
 			} else {
 				c.orphan = true
-				w.counts.orphans++
+				w.counts.Orphans++
 			}
 		}
 	}
@@ -449,14 +465,16 @@ func (w *world) shipped(*ledger.Record) {}
 func (w *world) end() {
 	w.quiet = true
 	w.took = time.Since(w.begun)
-	synctest.Wait()
+	w.rest(synctest.Wait)
 	w.collect()
 	close(w.over)
 	for _, p := range w.procs {
 		w.kill(p)
 	}
-	for _, p := range w.procs {
-		<-p.done
-	}
-	w.clients.Wait()
+	w.rest(func() {
+		for _, p := range w.procs {
+			<-p.done
+		}
+		w.clients.Wait()
+	})
 }
