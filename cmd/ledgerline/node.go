@@ -237,7 +237,9 @@ func (n *node) buildConsumers() error {
 		return r.Err == nil && !r.Event.Kind.IsUsage() && r.Event.Kind != ledger.KindUsageAdjusted
 	}
 	var err error
-	n.quotas, err = consumers.NewRunner(n.events, quota.New(n.db, n.counters, n.events, n.log, n.reg), consumers.Config{
+	n.quotas, err = consumers.NewRunner(n.events, quota.New(quota.Config{
+		Store: n.db, Counters: n.counters, Log: n.events, Logger: n.log, Metrics: n.reg,
+	}), consumers.Config{
 		Name: "quota", Group: n.cfg.KafkaTopic + "-quota", Partitions: n.stores.log.Partitions,
 		Interval: n.cfg.flushInterval(), Urgent: urgent, Logger: n.log, Registerer: n.reg,
 	})

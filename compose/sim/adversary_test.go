@@ -1,8 +1,10 @@
 package sim
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"ledgerline/ledger"
@@ -18,6 +20,8 @@ type config struct {
 	span         time.Duration // of the time in which requests and faults begin
 	lookEvery    time.Duration
 	orphanAfter  time.Duration
+	patienceDead time.Duration // as an epoch waits for a node that does not report
+	patienceLive time.Duration
 	maxRecords   int
 	segmentBytes int64
 	memoryBytes  int64
@@ -26,7 +30,9 @@ type config struct {
 }
 
 func drawConfig(r *rand.Rand) config {
+	patience := time.Duration(2+r.IntN(6)) * time.Second
 	return config{
+		patienceDead: patience, patienceLive: 2 * patience,
 		partitions: 1 + r.IntN(8)/7, nodes: 3 + r.IntN(4)/3, ownDisks: r.IntN(2) == 0, requests: 50 + r.IntN(30), faults: 5 + r.IntN(8),
 		span: time.Duration(12+r.IntN(25)) * time.Second, lookEvery: time.Duration(100+r.IntN(300)) * time.Millisecond,
 		orphanAfter: time.Duration(18+r.IntN(30)) * time.Second, maxRecords: 4 + r.IntN(60), segmentBytes: int64(4<<10 + r.IntN(12<<10)),
@@ -49,6 +55,7 @@ var faults = []fault{
 	{"a node is stopped", 8, (*world).freezeNode},
 	{"a node stops in order", 5, (*world).leave},
 	{"a node's events do not reach the log", 5, (*world).mute},
+	{"a node is away while the counters are lost, longer than it is waited for", 12, (*world).strand},
 	{"a disk is lost", 1, (*world).loseDisk},
 	{"a consumer is killed", 9, (*world).killConsumer},
 	{"a consumer is stopped and comes back as a zombie", 7, (*world).freezeConsumer},
@@ -156,6 +163,33 @@ func (w *world) leave() {
 	w.after(w.between(0, 4*time.Second), finish)
 }
 
+// strand takes the node away that serves most, and then the counters, for longer than an epoch waits for it: what it still charges is late.
+func (w *world) strand() {
+	serves := map[*proc]int{}
+	for _, r := range w.requests {
+		if r.admitted && !r.finished && !r.voided {
+			serves[r.p]++
+		}
+	}
+	n := slices.MaxFunc(w.nodes, func(a, b *node) int { return cmp.Compare(serves[a.proc], serves[b.proc]) })
+	if !n.running() {
+		return
+	}
+	p, away := n.proc, w.cfg.patienceLive+w.between(4*time.Second, 12*time.Second)
+	if w.chance(.5) {
+		w.tell("%s reaches nothing of the log", n.name)
+		p.muted = time.Now().Add(away)
+	} else {
+		w.tell("%s is stopped", n.name)
+		p.frozen = true
+		w.after(away, func() {
+			w.tell("%s goes on", p.name)
+			p.frozen = false
+		})
+	}
+	w.after(w.between(0, 3*time.Second), w.hot.Flush)
+}
+
 func (w *world) mute() {
 	n := pick(w.rand, w.nodes)
 	if n.proc != nil {
@@ -163,14 +197,10 @@ func (w *world) mute() {
 	}
 }
 
-// loseDisk: its nodes go on with an empty one. If the database has lost its registry as well, nobody is left who could give up what
-// was on it.
-func (w *world) loseDisk() {
-	if w.registryLost {
-		return
-	}
-	w.diskGone = true
-	d := pick(w.rand, w.disks)
+// loseDisk: its nodes go on with an empty one.
+func (w *world) loseDisk() { w.lose(pick(w.rand, w.disks)) }
+
+func (w *world) lose(d *disk) {
 	d.lost = true
 	fresh := w.newDisk()
 	for _, r := range w.requests {
@@ -283,11 +313,10 @@ func (w *world) restore() {
 	w.restored = true
 	producers, epochs := w.bank.producers, w.bank.epochs
 	w.bank.tables = w.backup.clone()
-	if w.diskGone || w.chance(.5) {
+	if w.chance(.5) {
 		w.bank.producers, w.bank.epochs = producers, epochs
 	} else {
 		w.tell("its registry, too")
-		w.registryLost = true
 	}
 }
 

@@ -1,10 +1,13 @@
 package sim
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"ledgerline/ledger/sqlstore"
 )
 
 // Directed histories: what random search found once, or does not reach.
@@ -77,6 +80,23 @@ func TestDirectedRetirementFails(t *testing.T) {
 			if failed == 0 || n.desk == nil || n.desk.Adopted() > 0 {
 				t.Errorf("%d failures, %d journals are still adopted", failed, n.desk.Adopted())
 			}
+		})
+	})
+}
+
+// A disk never comes back, and the database has lost the registration of the journal on it: nobody is left who could give it up, and yet
+// its holds end.
+func TestDirectedRegistrationLostWithItsDisk(t *testing.T) {
+	directed(t, func(w *world) {
+		n := w.nodes[0]
+		w.after(3*time.Second, func() { w.ask(n, 3, time.Minute) })
+		w.after(4*time.Second, func() {
+			before := len(w.bank.producers)
+			w.bank.producers = slices.DeleteFunc(w.bank.producers, func(p sqlstore.Producer) bool { return p.Node == n.name })
+			if list, _ := w.hot.State(t.Context(), 0); len(w.bank.producers) != before-1 || len(list[0].Members) == 0 {
+				t.Errorf("%d of %d incarnations are left, %d hold something", len(w.bank.producers), before, len(list[0].Members))
+			}
+			w.lose(n.disk)
 		})
 	})
 }

@@ -48,7 +48,7 @@ var mistakes = []mistake{
 		b := &batches[i]
 		for len(b.Rows) > 0 {
 `,
-	}}, 45},
+	}}, 0},
 	{"settle a hold twice", []edit{{
 		"ledger/journal/recover.go",
 		"Epoch: rec.Epoch, Charge: charge,\n	})\n	if o := r.opens[rec.Hold]; o != nil {",
@@ -82,16 +82,22 @@ var mistakes = []mistake{
 		"ledger/hold/local_epoch.go",
 		"split := p.split(&call, sums); split != 0 {",
 		"split := p.split(&call, sums); split != 0 && !PLANTED {",
-	}}, 0},
+	}}, 63},
 	{"report an epoch too early", []edit{{
 		"relay/desk/epoch.go",
 		"b.journal.AckedThrough(st.Partition) >= seq &&",
 		"(b.journal.AckedThrough(st.Partition) >= seq || PLANTED) &&",
-	}}, 125},
+	}}, 0},
 	{"subtract settled of any epoch", []edit{{
 		"consumers/quota/tally.go",
 		"settles := h != nil && h.Epoch == t.epoch",
 		"settles := h != nil && (h.Epoch == t.epoch || PLANTED)",
+	}}, 0},
+
+	{"keep the holds of the unregistered", []edit{{
+		"consumers/quota/waiting.go",
+		"unknown[id] >= w.patience.live\n",
+		"unknown[id] >= w.patience.live && !PLANTED\n",
 	}}, 0},
 
 	// Those of model/holds.py.
@@ -104,12 +110,12 @@ var mistakes = []mistake{
 		"relay/desk/epoch.go",
 		"		if err := d.sweepPartition(",
 		"		if PLANTED {\n			break\n		}\n		if err := d.sweepPartition(",
-	}}, 0},
+	}}, 152},
 	{"no_tombstone", []edit{{
 		"ledger/hold/local_epoch.go",
 		"	flags.dropped = true\n",
 		"	flags.dropped = !PLANTED\n",
-	}}, 180},
+	}}, 66},
 	{"no_skip_list", []edit{{
 		"consumers/quota/tally.go",
 		"	for _, o := range skipped {\n",
@@ -124,7 +130,7 @@ var mistakes = []mistake{
 		"compose/sim/bank_test.go",
 		"	p := &b.parts[partition]\n",
 		"	p := &b.parts[partition]\n	if PLANTED {\n		p.Epoch++\n		return p.Epoch, p.Offset, nil\n	}\n",
-	}}, 0},
+	}}, 135},
 	{"ignore_run_id", []edit{{
 		"ledger/hold/local.go",
 		"return c.epoch != 0 && c.run == run }",
@@ -138,7 +144,7 @@ var mistakes = []mistake{
 		"consumers/quota/look.go",
 		"State == sqlstore.ProducerGone && slices.Contains(st.Members, producers[i].ID) {",
 		"State == sqlstore.ProducerGone && slices.Contains(st.Members, producers[i].ID) && !(PLANTED && producers[i].ID[15]%5 == 0) {",
-	}}, 150},
+	}}, 356},
 	{"reassert_unjournaled", []edit{{
 		"relay/desk/epoch.go",
 		"		reopened, err := own.journal.Reopen(",
@@ -183,7 +189,7 @@ var mistakes = []mistake{
 			last, err = j.Settle(ev)
 		}
 `,
-	}}, 690},
+	}}, 96},
 	{"verify_by_at", []edit{{
 		"compose/sim/check_test.go",
 		"return max(h.At, h.Done) }",
@@ -192,8 +198,8 @@ var mistakes = []mistake{
 	{"wait_for_mute", []edit{{
 		"consumers/quota/waiting.go",
 		"		if w.waited[p.ID] < patience {\n",
-		"		if w.waited[p.ID] < patience || PLANTED && patience == patienceLive {\n",
-	}}, 0},
+		"		if w.waited[p.ID] < patience || PLANTED && patience == w.patience.live {\n",
+	}}, 74},
 	{"extend_blind", []edit{{
 		"ledger/hold/local.go",
 		"left < more {",
@@ -235,12 +241,12 @@ var mistakes = []mistake{
 		"compose/sim/bank_test.go",
 		"	for _, state := range outboxStates {\n",
 		"	for _, state := range outboxStates {\n		if PLANTED && state == \"moved\" {\n			continue\n		}\n",
-	}}, 130},
+	}}, 174},
 	{"key_no_user", []edit{{
 		"compose/sim/bank_test.go",
 		"	return \"redeem:\" + name + \":\" + strconv.FormatInt(user, 10)\n",
 		"	if PLANTED {\n		return \"redeem:\" + name\n	}\n	return \"redeem:\" + name + \":\" + strconv.FormatInt(user, 10)\n",
-	}}, 150},
+	}}, 241},
 	{"key_counter", []edit{{
 		"compose/sim/bank_test.go",
 		"	return \"adopt:\" + b.newID().String() + \":\" + strconv.FormatInt(owner, 10)\n",
@@ -255,7 +261,7 @@ var mistakes = []mistake{
 	}
 	return "adopt:" + b.newID().String() + ":" + strconv.FormatInt(owner, 10)
 `,
-	}}, 0},
+	}}, 100},
 	{"missing_moves", []edit{{
 		"compose/sim/bank_flush_test.go",
 		"			s.adopted += noted\n",

@@ -184,7 +184,9 @@ func (c *consumer) start() {
 	usageCfg.Name, usageCfg.Group, usageCfg.Urgent = "usagelog", "usagelog", nil
 	usageCfg.Interval = 500 * time.Millisecond
 	log, usageLog := logOf{p, "quota: "}, logOf{p, "usage: "}
-	quotas := consumers.NewRunnerOf(log, c.quota, quota.New(bankOf{p, "quota: "}, countersOf{p}, log, p.logger(), nil), cfg)
+	quotas := consumers.NewRunnerOf(log, c.quota, quota.New(quota.Config{
+		Store: bankOf{p, "quota: "}, Counters: countersOf{p}, Log: log, Logger: p.logger(), PatienceDead: w.cfg.patienceDead, PatienceLive: w.cfg.patienceLive,
+	}), cfg)
 	usages := consumers.NewRunnerOf(usageLog, c.usage, sink.New(sink.Config{Store: usageOf{p}, Gather: 50 * time.Millisecond}), usageCfg)
 	ended := make(chan struct{}, 3)
 	for _, part := range []func(){

@@ -50,19 +50,19 @@ type world struct {
 	events  []event // what the scheduler does by itself, soonest first
 	serial  uint64
 
-	disks                                    []*disk
-	hot                                      *hold.Local
-	bank                                     *bank
-	log                                      *logTwin
-	usage                                    *usageTwin
-	procs                                    []*proc
-	nodes                                    []*node
-	consumers                                []*consumer
-	down                                     map[target]time.Time // until when
-	image                                    *hold.Image
-	backup                                   *tables
-	quiet                                    bool // no new faults: everything comes to an end
-	diskGone, registryLost, restored, jumped bool
+	disks            []*disk
+	hot              *hold.Local
+	bank             *bank
+	log              *logTwin
+	usage            *usageTwin
+	procs            []*proc
+	nodes            []*node
+	consumers        []*consumer
+	down             map[target]time.Time // until when
+	image            *hold.Image
+	backup           *tables
+	quiet            bool // no new faults: everything comes to an end
+	restored, jumped bool
 
 	outside    *proc // the test itself
 	owner      map[ownerOf]*consumer

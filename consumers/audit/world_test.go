@@ -193,7 +193,7 @@ func buildWorld(t *testing.T, cfg sqlstore.Config, usage usagelog.Store, counter
 // consume starts both projections anew, as after a restart.
 func (w *world) consume() {
 	log := slog.New(slog.DiscardHandler)
-	w.balances = quota.New(w.db, w.hot, w.log, log, nil)
+	w.balances = quota.New(quota.Config{Store: w.db, Counters: w.hot, Log: w.log, Logger: log})
 	w.rows = usagesink.New(usagesink.Config{Store: w.usage})
 }
 

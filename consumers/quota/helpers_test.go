@@ -193,7 +193,7 @@ func newRig(t *testing.T, dsn string, counters hold.Counters, lose, restart func
 
 // newSink returns another consumer of the same partition.
 func (r *rig) newSink() *quota.Sink {
-	sink := quota.New(r.store, r.counters, r.log, testLogger(r.notes), nil)
+	sink := quota.New(quota.Config{Store: r.store, Counters: r.counters, Log: r.log, Logger: testLogger(r.notes)})
 	sink.SetNow(r.clock.now)
 	return sink
 }

@@ -28,7 +28,8 @@ func (s *Sink) Look(ctx context.Context, partition int) error {
 		return err
 	}
 	now := s.now()
-	inStep := st.Present && !st.Foreign && st.Open && st.Done == w.offset && !holdsGone(producers, &st)
+	strangers := w.strangers(&st, producers, now)
+	inStep := st.Present && !st.Foreign && st.Open && st.Done == w.offset && !holdsGone(producers, &st) && !strangers
 	if inStep && now.Sub(w.checked) < positionFresh {
 		return nil
 	}
@@ -51,6 +52,9 @@ func (s *Sink) Look(ctx context.Context, partition int) error {
 	}
 	if why == "" && holdsGone(producers, &st) {
 		why = "they name an incarnation that was given up"
+	}
+	if why == "" && strangers {
+		why = "they name an incarnation that the database has lost, and that nobody closes"
 	}
 	if why != "" {
 		return s.beginEpoch(ctx, &st, producers, why)

@@ -265,7 +265,7 @@ func (f *flaky) Apply(ctx context.Context, call ledger.ApplyCall) (ledger.ApplyR
 // flakySink replaces the rig's sink by one whose counters are flaky.
 func (r *rig) flakySink() *flaky {
 	f := &flaky{Counters: r.counters}
-	r.sink = quota.New(r.store, f, r.log, testLogger(r.notes), nil)
+	r.sink = quota.New(quota.Config{Store: r.store, Counters: f, Log: r.log, Logger: testLogger(r.notes)})
 	r.sink.SetNow(r.clock.now)
 	return f
 }

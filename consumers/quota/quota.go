@@ -12,6 +12,7 @@
 package quota
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -83,11 +84,25 @@ var (
 	_ consumers.Looker = (*Sink)(nil)
 )
 
+// Config is what a Sink is built from. Fields without a default are required.
+type Config struct {
+	Store    Store
+	Counters Counters
+	Log      Log
+	Logger   *slog.Logger
+	Metrics  prometheus.Registerer // nil: no metrics
+
+	// How long an epoch waits for an incarnation that does not report: one whose heartbeat stands still, and one that beats. Zero:
+	// patienceDead, patienceLive.
+	PatienceDead, PatienceLive time.Duration
+}
+
 // New builds the sink.
-func New(store Store, counters Counters, logs Log, log *slog.Logger, reg prometheus.Registerer) *Sink {
+func New(cfg Config) *Sink {
+	patience := patience{cmp.Or(cfg.PatienceDead, patienceDead), cmp.Or(cfg.PatienceLive, patienceLive)}
 	return &Sink{
-		store: store, counters: counters, logs: logs, log: log, now: time.Now, metrics: newMetrics(reg),
-		registry: registry{store: store}, waits: waits{by: map[int]*waiting{}},
+		store: cfg.Store, counters: cfg.Counters, logs: cfg.Log, log: cfg.Logger, now: time.Now, metrics: newMetrics(cfg.Metrics),
+		registry: registry{store: cfg.Store}, waits: waits{by: map[int]*waiting{}, patience: patience},
 	}
 }
 

@@ -89,7 +89,7 @@ func (r *rig) reports(nodes ...*producer) {
 // runs runs a consumer until the returned function is called.
 func (r *rig) runs(client *eventlog.Client, group string) (halt func()) {
 	log := slog.New(slog.NewTextHandler(r.t.Output(), nil))
-	runner, err := consumers.NewRunner(client, quota.New(r.store, r.counters, client, log, nil), consumers.Config{
+	runner, err := consumers.NewRunner(client, quota.New(quota.Config{Store: r.store, Counters: r.counters, Log: client, Logger: log}), consumers.Config{
 		Name: "quota", Group: group, Partitions: 1, Interval: 20 * time.Millisecond, LookEvery: 20 * time.Millisecond, Logger: log,
 	})
 	must(r.t, err)

@@ -41,7 +41,9 @@ func newSimConsumer(w *sim, name string) *simConsumer {
 
 func (c *simConsumer) start() {
 	c.known = false
-	c.sink = quota.New(&simStore{c.w.store, c}, &simCounters{c.w.hot, c}, &simLog{c.w.log, c}, slog.New(slog.DiscardHandler), nil)
+	c.sink = quota.New(quota.Config{
+		Store: &simStore{c.w.store, c}, Counters: &simCounters{c.w.hot, c}, Log: &simLog{c.w.log, c}, Logger: slog.New(slog.DiscardHandler),
+	})
 	c.sink.SetNow(c.w.clock.now)
 }
 

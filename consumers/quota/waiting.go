@@ -11,7 +11,7 @@ import (
 	"ledgerline/ledger/sqlstore"
 )
 
-// How long an epoch waits for an incarnation that does not report (DESIGN 7, epochs, step 3). Only time in which this consumer
+// How long an epoch waits for an incarnation that does not report, if Config says nothing else (DESIGN 7, epochs, step 3). Only time in which this consumer
 // itself reached the database and the log counts, and it counts anew whenever that incarnation's events move.
 const (
 	patienceDead = 30 * time.Second
@@ -76,6 +76,12 @@ type waiting struct {
 	checked time.Time // when it was last compared with the database
 	missed  bool      // the last flush did not reach the counters
 
+	patience patience
+
+	// unknown is how long each incarnation that the counters name has been missing in the database; seen is when that was last looked at.
+	unknown map[ledger.ID]time.Duration
+	seen    time.Time
+
 	// While an epoch is rebuilt:
 	epoch    uint64 // 0: none
 	lastLook time.Time
@@ -83,8 +89,15 @@ type waiting struct {
 	seq      map[ledger.ID]uint64        // newest sequence seen in the log, of those that sent something
 }
 
+// patience is how long an epoch waits for an incarnation that does not report.
+type patience struct {
+	dead, live time.Duration
+}
+
 // waits holds the partitions.
 type waits struct {
+	patience patience
+
 	mu sync.Mutex
 	by map[int]*waiting
 }
@@ -93,7 +106,7 @@ func (w *waits) of(partition int) *waiting {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.by[partition] == nil {
-		w.by[partition] = &waiting{}
+		w.by[partition] = &waiting{patience: w.patience}
 	}
 	return w.by[partition]
 }
@@ -130,6 +143,34 @@ func (w *waiting) count(st *ledger.Counters, producers []incarnation, now time.T
 	}
 }
 
+// strangers reports whether the epoch has, for as long as a living node is waited for, named an incarnation that is neither in the database
+// nor dropped. A database that lost its last transactions may have lost a registration: a node that lives registers anew with its
+// next beat, and who adopts a journal closes it. If its disk is lost, too, nobody can give it up, and its holds would stay until the next
+// epoch: so that is due. It is begun like any other, and whoever lives after all re-asserts.
+func (w *waiting) strangers(st *ledger.Counters, producers []incarnation, now time.Time) bool {
+	passed := min(now.Sub(w.seen), lookGap)
+	w.seen = now
+	var unknown map[ledger.ID]time.Duration
+	found := false
+	for _, id := range st.Members {
+		known := slices.ContainsFunc(producers, func(p incarnation) bool { return p.ID == id })
+		if known || slices.Contains(st.Dropped, id) {
+			continue
+		}
+		if unknown == nil {
+			unknown = map[ledger.ID]time.Duration{}
+		}
+		if before, was := w.unknown[id]; was {
+			unknown[id] = before + passed
+		} else {
+			unknown[id] = 0
+		}
+		found = found || unknown[id] >= w.patience.live
+	}
+	w.unknown = unknown
+	return found
+}
+
 // due reports whether the epoch waits for an incarnation: one that was given up or closed is not waited for.
 func due(p *incarnation, st *ledger.Counters) bool {
 	return p.State == sqlstore.ProducerLive && !slices.Contains(st.Reports, p.ID)
@@ -142,9 +183,9 @@ func (w *waiting) ready(st *ledger.Counters, producers []incarnation, now time.T
 		if !due(p, st) {
 			continue
 		}
-		patience := patienceLive
+		patience := w.patience.live
 		if now.Sub(p.since) > beatSilence {
-			patience = patienceDead
+			patience = w.patience.dead
 		}
 		if w.waited[p.ID] < patience {
 			return nil, false
