@@ -166,7 +166,7 @@ func TestJournalFails(t *testing.T) {
 	for _, fault := range []string{"sync", "full"} {
 		t.Run(fault, func(t *testing.T) {
 			disk := journaltest.NewDisk(1)
-			n := newStack(t, relaytest.Script{}).start(onDisk(disk.Process()))
+			n := newStack(t, relaytest.Script{}).start(onDisk(disk.Process()), tightly)
 			a := n.account(start, -1)
 			if fault == "sync" {
 				disk.Inject(func(op journaltest.Op) journaltest.Fault {
@@ -226,7 +226,7 @@ func (n *node) adopted() int {
 // A journal that fails in mid-stream: the client keeps what it has, gets no end, and is billed by the next start.
 func TestJournalFailsInMidStream(t *testing.T) {
 	disk := journaltest.NewDisk(1)
-	n := newStack(t, relaytest.Script{}).start(onDisk(disk.Process()))
+	n := newStack(t, relaytest.Script{}).start(onDisk(disk.Process()), tightly)
 	a := n.account(start, -1)
 	resp, err := n.http.Client().Do(n.newRequest(t.Context(), a.key, chatPath, chat("completion=20;delay=2ms", streamed)))
 	n.must(err)
@@ -370,6 +370,11 @@ func TestRecoveryIsKilled(t *testing.T) {
 		t.Errorf("%d units are left after charges of %d", left, next.charged())
 	}
 	next.checkRecovered(t, some)
+}
+
+// tightly has the journal's files grow with every write, so that it meets a full disk at once.
+func tightly(cfg *nodeConfig) {
+	cfg.desk = func(dc *desk.Config) { dc.Journal.BlockBytes = 1 }
 }
 
 // deskConfig is the configuration of a desk without a relay.

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"ledgerline/ledger/journal"
 )
 
 // fsyncs is how often the disk is asked for one figure.
@@ -50,18 +52,28 @@ func (b *bench) latency(ctx context.Context, targets []target) error {
 	return nil
 }
 
-// fsync returns the median time that a record takes to become durable, as the journal writes it: appended, then synced.
+// fsync returns the median time that a record takes to become durable, as the journal writes it: in the place of zeros, then synced.
 func (b *bench) fsync() (_ time.Duration, err error) {
-	f, err := os.Create(filepath.Join(b.dir, "fsync"))
+	name := filepath.Join(b.dir, "fsync")
+	f, err := journal.OS{}.Create(name)
 	if err != nil {
 		return 0, fmt.Errorf("measure fsync: %w", err)
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(name)) }()
 	record := make([]byte, 2<<10) // about an open record and an event
+	if _, err := f.WriteAt(make([]byte, fsyncs*len(record)), 0); err != nil {
+		return 0, fmt.Errorf("measure fsync: %w", err)
+	}
+	if err := f.Sync(); err != nil {
+		return 0, fmt.Errorf("measure fsync: %w", err)
+	}
+	for i := range record {
+		record[i] = byte(i)
+	}
 	took := make([]time.Duration, fsyncs)
 	for i := range took {
 		began := time.Now()
-		if _, err := f.Write(record); err != nil {
+		if _, err := f.WriteAt(record, int64(i*len(record))); err != nil {
 			return 0, fmt.Errorf("measure fsync: %w", err)
 		}
 		if err := f.Sync(); err != nil {

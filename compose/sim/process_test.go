@@ -72,7 +72,7 @@ func (n *node) start() {
 		d, err := desk.New(ctx, desk.Config{
 			Node: n.name, Partitions: w.cfg.partitions,
 			Journal: journal.Config{
-				FS: filesOf{p, p.files, n.disk}, Root: journalRoot, Partitions: w.cfg.partitions, SegmentBytes: w.cfg.segmentBytes, MaxBytes: 1 << 20, MemoryBytes: w.cfg.memoryBytes, Slots: 64,
+				FS: filesOf{p, p.files, n.disk}, Root: journalRoot, Partitions: w.cfg.partitions, SegmentBytes: w.cfg.segmentBytes, BlockBytes: 1 << 10, MaxBytes: 1 << 20, MemoryBytes: w.cfg.memoryBytes, Slots: 64,
 				Logger: p.logger(),
 			},
 			Counters: countersOf{p}, Bank: bankOf{p: p}, Outbox: outboxOf{p}, Logger: p.logger(),

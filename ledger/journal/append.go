@@ -374,9 +374,10 @@ func (j *Journal) Slot(hold ledger.ID) *Slot {
 	return nil
 }
 
-// room refuses what would take the journal above a bound (L7). What closes the open requests always fits below MaxBytes.
+// room refuses what would take the journal above a bound (L7). What closes the open requests always fits below MaxBytes, and so do
+// the zeros at the end of the segment that is being written.
 func (j *Journal) room(n int64) error {
-	if need := j.live + n + int64(len(j.opens))*closeReserve; need > j.cfg.MaxBytes {
+	if need := j.live + n + int64(len(j.opens))*closeReserve + min(j.cfg.BlockBytes, j.cfg.SegmentBytes); need > j.cfg.MaxBytes {
 		return fmt.Errorf("%w: %d of %d bytes are live or reserved", ErrFull, need-n, j.cfg.MaxBytes)
 	}
 	if j.queued+n > maxQueuedBytes {

@@ -1,7 +1,11 @@
 package journal_test
 
 import (
+	"fmt"
+	"runtime"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"ledgerline/ledger/journal"
@@ -26,38 +30,71 @@ func shipAll(b *testing.B, j *journal.Journal) {
 	}()
 }
 
-// BenchmarkRequest opens and settles a hold, waiting for both fsyncs, at concurrency 64 per core: two records a request.
+// BenchmarkRequest opens and settles a hold, as a request does: who opens goes on, and waits for both records at the end.
 func BenchmarkRequest(b *testing.B) {
+	for _, clients := range []int{1, 32, 128} {
+		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) { benchRequest(b, clients) })
+	}
+}
+
+func benchRequest(b *testing.B, clients int) {
 	j := create(b, benchConfig(b))
 	shipAll(b, j)
 	var next atomic.Int64
-	b.SetParallelism(64)
-	b.ReportAllocs()
-	b.RunParallel(func(pb *testing.PB) {
-		for pb.Next() {
-			n := int(next.Add(1))
-			c, err := j.Open(openRecord(n))
-			if err == nil {
-				err = c.Wait(b.Context())
-			}
-			if err == nil {
-				slot := j.Slot(id(n))
-				slot.SetForwarded(1)
-				slot.RaiseProgress(1, 1)
-				c, err = j.Settle(settleEvent(n))
-			}
-			if err == nil {
-				err = c.Wait(b.Context())
-			}
-			if err != nil {
-				b.Error(err)
-				return
-			}
+	request := func(n int) error {
+		opened, err := j.Open(openRecord(n))
+		if err != nil {
+			return err
 		}
-	})
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
-	s := j.Stats()
-	b.ReportMetric(float64(s.Frames)/float64(s.Batches), "records/fsync")
+		slot := j.Slot(id(n))
+		slot.SetForwarded(1)
+		runtime.Gosched()
+		if err := opened.Wait(b.Context()); err != nil {
+			return err
+		}
+		slot.RaiseProgress(1, 1)
+		settled, err := j.Settle(settleEvent(n))
+		if err != nil {
+			return err
+		}
+		if err := settled.Wait(b.Context()); err != nil {
+			return err
+		}
+		j.Released(settled)
+		return nil
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	before := usage(b)
+	var all sync.WaitGroup
+	for range clients {
+		all.Go(func() {
+			for {
+				n := int(next.Add(1))
+				if n > b.N {
+					return
+				}
+				if err := request(n); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	after := usage(b)
+	n := float64(b.N)
+	b.ReportMetric(float64(after.Utime.Nano()+after.Stime.Nano()-before.Utime.Nano()-before.Stime.Nano())/1000/n, "cpu-µs/op")
+	b.ReportMetric(float64(after.Nvcsw-before.Nvcsw)/n, "waits/op")
+	b.ReportMetric(n/b.Elapsed().Seconds(), "requests/s")
+	b.ReportMetric(float64(j.Stats().Batches)/n, "fsyncs/op")
+}
+
+func usage(b *testing.B) (u syscall.Rusage) {
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return u
 }
 
 // BenchmarkAppend appends without waiting: what an append costs its caller.

@@ -37,6 +37,7 @@ var (
 const (
 	minSegmentBytes = 4 << 10
 	maxSegmentBytes = 256 << 20 // a segment is read as a whole by recovery
+	maxBlockBytes   = 256 << 10 // it is written between two batches: a fraction of a millisecond
 	maxSlots        = 1 << 20   // 64 MB of mapped memory
 	maxPartitions   = 4096
 	// closeReserve is kept free for each open request, so that the record that closes it fits below MaxBytes: a settled event
@@ -59,6 +60,10 @@ type Config struct {
 	Partitions int    // number of partitions of the log; required, and fixed for a directory
 
 	SegmentBytes int64 // size at which a segment is sealed; 16 MiB, from 4 KiB to 256 MiB
+	// BlockBytes is by how much a segment's file grows at once, in zeros; 256 KiB, which is also the most, and never beyond SegmentBytes.
+	// Frames are written in their place: an fsync that changes the size of a file costs half as much again, and more on a file system with a
+	// journal of its own.
+	BlockBytes int64
 	// MaxBytes bounds the live bytes: segments that hold something unacknowledged or open. 1 GiB. It decides how long a node
 	// serves while Kafka is down (P3).
 	MaxBytes    int64
@@ -88,6 +93,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	defaultTo(&c.SegmentBytes, 16<<20)
+	defaultTo(&c.BlockBytes, maxBlockBytes)
 	defaultTo(&c.MaxBytes, 1<<30)
 	defaultTo(&c.MemoryBytes, 8<<20)
 	defaultTo(&c.KeepBytes, 4<<30)
@@ -100,6 +106,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("journal: %d partitions, allowed 1 to %d", c.Partitions, maxPartitions)
 	case c.SegmentBytes < minSegmentBytes || c.SegmentBytes > maxSegmentBytes:
 		return c, fmt.Errorf("journal: segments of %d bytes, allowed %d to %d", c.SegmentBytes, minSegmentBytes, maxSegmentBytes)
+	case c.BlockBytes < 1 || c.BlockBytes > maxBlockBytes:
+		return c, fmt.Errorf("journal: blocks of %d bytes, allowed 1 to %d", c.BlockBytes, maxBlockBytes)
 	case c.MaxBytes < 4*c.SegmentBytes:
 		return c, fmt.Errorf("journal: a bound of %d bytes, allowed from 4 segments of %d", c.MaxBytes, c.SegmentBytes)
 	case c.Slots < 1 || c.Slots > maxSlots:

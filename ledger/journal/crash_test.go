@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -332,7 +333,8 @@ func TestCrashDuringRecovery(t *testing.T) {
 	}
 }
 
-// TestTornAtEveryByte cuts the last segment at every byte of its last records.
+// TestTornAtEveryByte cuts the last segment at every byte of its last records, and leaves zeros from that byte on: a write whose end never
+// reached the disk, in a file that grew with it, or in one that had grown before.
 func TestTornAtEveryByte(t *testing.T) {
 	disk := journaltest.NewDisk(1)
 	p := disk.Process()
@@ -341,6 +343,8 @@ func TestTornAtEveryByte(t *testing.T) {
 		wait(t)(j.Open(openRecord(n)))
 	}
 	wait(t)(j.Settle(settleEvent(0)))
+	size := j.Stats().LiveBytes
+	p.Kill()
 	name := fmt.Sprintf("/data/journal/%s/%016d.seg", incarnation, 1)
 	whole, err := disk.ReadFile(name)
 	if err != nil {
@@ -351,27 +355,31 @@ func TestTornAtEveryByte(t *testing.T) {
 		t.Fatal(err)
 	}
 	clear(slots[64:128]) // no synced mark: it may be as old as that after a power loss
-	opens := []int{}
-	for cut := len(whole); cut >= 100; cut-- {
+	opensOf := func(segment []byte) int {
 		again := journaltest.NewDisk(1)
 		q := again.Process()
 		dir := fmt.Sprintf("/data/journal/%s", incarnation)
 		if err := errors.Join(q.MkdirAll(dir), again.WriteFile(dir+"/slots", slots),
-			again.WriteFile(fmt.Sprintf("%s/%016d.seg", dir, 1), whole[:cut])); err != nil {
+			again.WriteFile(fmt.Sprintf("%s/%016d.seg", dir, 1), segment)); err != nil {
 			t.Fatal(err)
 		}
 		r, rec := adopt(t, config(q))
 		if len(rec.Damage) > 0 {
-			t.Fatalf("cut at %d: %v", cut, rec.Damage)
-		}
-		if n := len(rec.Opens); len(opens) == 0 || opens[len(opens)-1] != n {
-			opens = append(opens, n)
+			t.Fatalf("cut at %d: %v", len(segment), rec.Damage)
 		}
 		if err := r.Close(); err != nil {
 			t.Fatal(err)
 		}
+		return len(rec.Opens)
 	}
-	if got, want := fmt.Sprint(opens), "[2 3 2 1 0]"; got != want {
-		t.Fatalf("open holds as the segment shrinks: %s, want %s", got, want)
+	var short, blank []int
+	for cut := size; cut >= 100; cut-- {
+		zeroed := append(whole[:cut:cut], make([]byte, len(whole)-int(cut))...)
+		short, blank = append(short, opensOf(whole[:cut])), append(blank, opensOf(zeroed))
+	}
+	for what, opens := range map[string][]int{"shrinks": short, "is zeros from its end on": blank} {
+		if got, want := fmt.Sprint(slices.Compact(opens)), "[2 3 2 1 0]"; got != want {
+			t.Errorf("open holds as the segment %s: %s, want %s", what, got, want)
+		}
 	}
 }

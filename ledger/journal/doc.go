@@ -29,6 +29,12 @@
 // A node without a disk to keep has its journal on Memory, with Config.AwaitLog: then a Commit of an event waits for Acked in the
 // place of the fsync, no request is opened while the log does not acknowledge, and a crash leaves nothing to adopt. All else is the same.
 //
-// What it assumes of the disk: fsync of a file makes its contents durable, fsync of a directory makes its entries durable,
+// A segment grows in blocks of zeros (Config.BlockBytes), which its frames replace: most fsyncs change no size. Zeros behind all that is known to be
+// synced are the clean end of the last segment, anything else there is torn; a zero before it is damage. A disk that is full refuses the
+// next block, and with it the batch that needs it. A segment is cut to its frames when the next one is made, and when it is closed or adopted.
+// A release that knew no blocks takes the zeros for a torn write, of at most a block: it cuts them off and skips the sequence numbers that it skips
+// after any torn write, and nothing else; what it writes itself is read here as ever.
+//
+// What it assumes of the disk: fsync of a file makes its contents and its size durable, fsync of a directory makes its entries durable,
 // rename is atomic, and a write that was not fsynced may survive wholly, partly or not at all, in any order.
 package journal

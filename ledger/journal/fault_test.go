@@ -21,7 +21,7 @@ func TestFailureIsSticky(t *testing.T) {
 		"fsync": func(d *journaltest.Disk) { failOnce(d, "sync", journaltest.FailIO) },
 		"write": func(d *journaltest.Disk) { failOnce(d, "write", journaltest.FailIO) },
 		"short": func(d *journaltest.Disk) { failOnce(d, "write", journaltest.ShortWrite) },
-		"full":  func(d *journaltest.Disk) { d.SetFree(100) },
+		"full":  func(d *journaltest.Disk) { d.SetFree(0) },
 	}
 	for name, inject := range faults {
 		t.Run(name, func(t *testing.T) {
@@ -32,7 +32,9 @@ func TestFailureIsSticky(t *testing.T) {
 			wait(t)(j.Open(openRecord(2)))
 			wait(t)(j.Settle(settleEvent(1)))
 			inject(disk)
-			c, err := j.Settle(settleEvent(2))
+			ev := settleEvent(2)
+			ev.Request.Model = strings.Repeat("m", 1<<10) // more than what is left of a block
+			c, err := j.Settle(ev)
 			if err == nil {
 				err = c.Wait(t.Context())
 			}

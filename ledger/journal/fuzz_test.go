@@ -18,14 +18,18 @@ func FuzzDirectory(f *testing.F) {
 	f.Add(false, uint16(0), []byte{})
 	f.Add(false, uint16(100), []byte("\xff\xff\xff\xff\x00\x00\x00\x00"))
 	f.Add(false, uint16(400), []byte(`{"request":{},"rating":{}}`))
+	f.Add(false, uint16(300), make([]byte, 100))
+	f.Add(false, uint16(700), make([]byte, 2000))
+	f.Add(false, uint16(1020), []byte{1})
 	f.Fuzz(func(t *testing.T, slots bool, at uint16, bytes []byte) {
 		synctest.Test(t, func(t *testing.T) {
 			disk := journaltest.NewDisk(1)
-			j := create(t, config(disk.Process()))
+			p := disk.Process()
+			j := create(t, config(p))
 			wait(t)(j.Open(openRecord(1)))
 			wait(t)(j.Open(openRecord(2)))
 			wait(t)(j.Settle(settleEvent(1)))
-			_ = j.Close()
+			p.Kill() // the rest of a block is behind the records
 			name := "/data/journal/" + incarnation.String() + "/0000000000000001.seg"
 			if slots {
 				name = "/data/journal/" + incarnation.String() + "/slots"

@@ -171,11 +171,9 @@ func (j *Journal) create(dir string) (err error) {
 // begin makes the first segment that this process writes, in dir.
 func (j *Journal) begin(dir string, index uint64) error {
 	seg := j.newSegment(index)
-	f, err := createSegment(j.cfg.FS, dir, j.id, seg.before)
-	if err != nil {
+	if err := j.writer.create(j, dir, seg); err != nil {
 		return err
 	}
-	j.writer.file, j.writer.index = f, index
 	seg.durable = seg.size
 	j.slots.setMark(syncedMark{index, seg.durable, j.seq})
 	j.ship.end = position{index, seg.durable}
@@ -286,7 +284,11 @@ func (j *Journal) Close() error {
 	j.mu.Lock()
 	j.ship.endWaits(ErrClosed)
 	j.mu.Unlock()
-	return errors.Join(j.Failed(), j.writer.close(), j.slots.close(inUse), j.lock.Close())
+	err := j.Failed()
+	if err == nil {
+		err = j.writer.seal()
+	}
+	return errors.Join(err, j.writer.close(), j.slots.close(inUse), j.lock.Close())
 }
 
 // Retire marks a drained journal as closed for ever and closes it; its segments are kept for Config.Keep. ErrBusy if it is
@@ -305,7 +307,10 @@ func (j *Journal) Retire() error {
 	j.mu.Unlock()
 	close(j.stop)
 	<-j.stopped
-	err = markRetired(j.cfg.FS, j.dir)
+	err = j.writer.seal()
+	if err == nil {
+		err = markRetired(j.cfg.FS, j.dir)
+	}
 	if err == nil {
 		err = shelveAll(j.cfg, j.dir)
 	}

@@ -27,7 +27,7 @@ var incarnation = id(0xABC)
 
 // config is a small journal in memory.
 func config(fs journal.FS) journal.Config {
-	return journal.Config{FS: fs, Root: "/data/journal", Partitions: partitions, SegmentBytes: 4 << 10, MaxBytes: 1 << 20, Slots: 64}
+	return journal.Config{FS: fs, Root: "/data/journal", Partitions: partitions, SegmentBytes: 4 << 10, BlockBytes: 1 << 10, MaxBytes: 1 << 20, Slots: 64}
 }
 
 func create(t testing.TB, cfg journal.Config) *journal.Journal {

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 }
 
 func osConfig(root string) journal.Config {
-	return journal.Config{Root: root, Partitions: partitions, SegmentBytes: 64 << 10, MaxBytes: 64 << 20, Slots: 4096, Keep: time.Hour}
+	return journal.Config{Root: root, Partitions: partitions, SegmentBytes: 64 << 10, BlockBytes: 16 << 10, MaxBytes: 64 << 20, Slots: 4096, Keep: time.Hour}
 }
 
 // child says on its standard output what it was promised, a line for each promise, after it was given and never before.

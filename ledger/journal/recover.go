@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -162,39 +163,57 @@ func (r *recovery) header(h *segmentHeader, oldest bool) {
 	}
 }
 
-// cutTorn finds where the last segment ends, cuts off what was torn, and makes the rest durable. A gap is torn if it lies
-// beyond everything that is known to have been synced; whatever is readable behind it belongs to the same write, which was
+// cutTorn finds where the last segment ends, cuts off what was torn and the zeros behind, and makes the rest durable. A gap is torn if it
+// lies beyond everything that is known to have been synced; whatever is readable behind it belongs to the same write, which was
 // promised to nobody.
 //
 // What is kept beyond the synced mark is written once more before it is synced: if its fsync failed under the previous owner, the
 // system may take the pages for clean although they never reached the disk.
 func (r *recovery) cutTorn(f File, index uint64, data []byte, start int64, gaps []gap) (int64, []gap, error) {
-	end, synced := int64(len(data)), start
+	size, synced := int64(len(data)), start
 	if r.mark.Segment == index {
 		synced = max(start, r.mark.Offset)
 	}
-	if synced > end {
-		gaps = append(gaps, gap{From: end, To: synced, Reason: errShort, Durable: true})
+	written, gaps := cutZeros(data, min(synced, size), gaps)
+	if synced > size {
+		gaps = append(gaps, gap{From: size, To: synced, Reason: errShort, Durable: true})
 	}
+	end := written
 	for _, g := range gaps {
 		if !g.Durable && g.From >= synced {
 			end = g.From
 			break
 		}
 	}
-	r.torn = end < int64(len(data))
-	r.out.TornBytes = int64(len(data)) - end
+	r.torn = end < written
+	r.out.TornBytes = written - end
 	if synced < end {
 		if err := writeFull(f, data[synced:end], synced); err != nil {
 			return 0, nil, err
 		}
 	}
-	if r.torn {
+	if end < size {
 		if err := f.Truncate(end); err != nil {
 			return 0, nil, err
 		}
 	}
 	return end, gaps, f.Sync()
+}
+
+// cutZeros returns how far a segment was written: what is left of a block that was not used is zeros, and no gap. A zero below the
+// synced mark was a frame once.
+func cutZeros(data []byte, synced int64, gaps []gap) (written int64, _ []gap) {
+	size := int64(len(data))
+	n := len(gaps) - 1
+	if n < 0 || gaps[n].To != size {
+		return size, gaps
+	}
+	last := &gaps[n]
+	if written = max(last.From+int64(len(bytes.TrimRight(data[last.From:], "\x00"))), synced); written <= last.From {
+		return last.From, gaps[:n]
+	}
+	last.To = written
+	return written, gaps
 }
 
 // apply takes up one record.

@@ -17,7 +17,7 @@ import (
 //	| magic  | version | header    | index | incarnation | created | highest | partitions | last seq  | CRC |
 //	|        |         | bytes     |       |             | Unix ms | seq     | P          | P × 8     | 32C |
 //	+--------+---------+-----------+-------+-------------+---------+---------+------------+-----------+-----+
-//	| frame | frame | frame | …                                                                             |
+//	| frame | frame | frame | … | zeros, in the newest segment while it is written                          |
 //
 // "highest seq" and "last seq" (per partition) are the sequences given out before this segment, so that the sequence and the
 // chain of prev go on even if this is the only segment left.

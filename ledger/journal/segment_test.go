@@ -148,6 +148,10 @@ func FuzzSegment(f *testing.F) {
 	f.Add(whole[:len(whole)-5], uint(90), byte(0))
 	f.Add([]byte(segmentMagic), uint(0), byte(0))
 	f.Add(append(bytes.Clone(whole), whole...), uint(300), byte(7))
+	blank := append(bytes.Clone(whole), make([]byte, 600)...)
+	f.Add(blank, uint(0), byte(0))
+	f.Add(blank, uint(len(whole)-3), blank[len(whole)-3])
+	f.Add(append(blank, 0xFF), uint(len(whole)), byte(0xFF))
 	f.Fuzz(func(t *testing.T, data []byte, at uint, flip byte) {
 		data = bytes.Clone(data)
 		if int(at%(1<<20)) < len(data) {

@@ -15,6 +15,34 @@ import (
 type writer struct {
 	file  File
 	index uint64
+	end   int64 // behind the last frame
+	size  int64 // of the file: zeros from end on
+}
+
+var zeros [maxBlockBytes]byte
+
+// grow makes room for frames up to end, and for what follows them, so that a disk that is full says so before they are on it.
+func (w *writer) grow(j *Journal, end int64) error {
+	if end <= w.size || j.cfg.AwaitLog { // memory has no fsync to save
+		return nil
+	}
+	w.size = max(end, min((end/j.cfg.BlockBytes+1)*j.cfg.BlockBytes, j.cfg.SegmentBytes))
+	if w.size == end {
+		return nil // the last frame of the segment
+	}
+	return writeFull(w.file, zeros[:w.size-end], end)
+}
+
+// seal gives back the zeros behind the last frame: only the newest segment has any.
+func (w *writer) seal() error {
+	if w.file == nil || w.size <= w.end {
+		return nil
+	}
+	if err := errors.Join(w.file.Truncate(w.end), w.file.Sync()); err != nil {
+		return fmt.Errorf("seal segment %d: %w", w.index, err)
+	}
+	w.size = w.end
+	return nil
 }
 
 func (w *writer) close() error {
@@ -93,7 +121,7 @@ func (j *Journal) abandon(b *batch, cause error) {
 	b.finish(j.failed)
 }
 
-// write makes b durable. A segment is synced before the next one is made, so that only the last one can be torn.
+// write makes b durable. A segment is sealed before the next one is made, so that only the last one can be torn, or end in zeros.
 func (w *writer) write(j *Journal, b *batch) error {
 	for i := range b.parts {
 		p := &b.parts[i]
@@ -102,25 +130,39 @@ func (w *writer) write(j *Journal, b *batch) error {
 				return err
 			}
 		}
+		end := p.off + int64(len(p.buf))
+		if err := w.grow(j, end); err != nil {
+			return fmt.Errorf("grow segment %d: %w", w.index, err)
+		}
 		if err := writeFull(w.file, p.buf, p.off); err != nil {
 			return fmt.Errorf("write segment %d: %w", w.index, err)
 		}
 		if err := w.file.Sync(); err != nil {
 			return fmt.Errorf("sync segment %d: %w", w.index, err)
 		}
+		w.end = end
 	}
 	return nil
 }
 
 func (w *writer) next(j *Journal, seg *segment) error {
+	if err := w.seal(); err != nil {
+		return err
+	}
 	if err := w.close(); err != nil {
 		return fmt.Errorf("close segment %d: %w", w.index, err)
 	}
-	f, err := createSegment(j.cfg.FS, j.dir, j.id, seg.before)
+	return w.create(j, j.dir, seg)
+}
+
+// create makes the file of seg in dir and goes on there.
+func (w *writer) create(j *Journal, dir string, seg *segment) error {
+	f, err := createSegment(j.cfg.FS, dir, j.id, seg.before)
 	if err != nil {
 		return err
 	}
-	w.file, w.index = f, seg.index
+	start := headerBytes(j.cfg.Partitions)
+	*w = writer{file: f, index: seg.index, end: start, size: start}
 	return nil
 }
 
