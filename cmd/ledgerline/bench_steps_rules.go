@@ -24,7 +24,10 @@ var steps = []step{
 		"ledgerline/relay/upstream.", "net/http.(*persistConn).", "net/http.(*Transport).", "net/http.(*bodyEOFSignal).", "net/http.(*Client).",
 	}},
 	{"client: request in, answer out", []string{"net/http.(*conn).", "net/http.(*response).", "net/http.(*chunkWriter).", "net/http.(*connReader)."}},
-	{"journal: write and fsync", []string{"ledgerline/ledger/journal.(*Journal).run", "ledgerline/ledger/journal.(*Journal).flush", "ledgerline/ledger/journal.(*writer)."}},
+	{"journal: write and fsync", []string{
+		"ledgerline/ledger/journal.(*Journal).run", "ledgerline/ledger/journal.(*Journal).flush", "ledgerline/ledger/journal.(*writer).",
+		"ledgerline/ledger/journal.osFile.",
+	}},
 	{"journal: encoding and placing", []string{"ledgerline/ledger/journal."}},
 	{"reserve and release", []string{"ledgerline/ledger/hold.", "github.com/redis/go-redis/"}},
 	{"shipping to the event log", []string{"ledgerline/ledger/eventlog.", "github.com/segmentio/kafka-go", "github.com/twmb/franz-go"}},

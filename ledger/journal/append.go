@@ -401,7 +401,10 @@ func (j *Journal) put(r *record) (b *batch, seg *segment, n int64) {
 	}
 	b = j.pending
 	if b == nil {
-		b = &batch{fate: fate{done: make(chan struct{})}, wake: j.wake}
+		b = &batch{
+			fate: fate{done: make(chan struct{})}, wake: j.wake,
+			events: make([]queuedEvent, 0, j.batchEvents), moves: make([]move, 0, j.batchMoves),
+		}
 		j.pending = b
 		if r.Kind != kindEvent {
 			poke(j.linger)

@@ -52,7 +52,10 @@ type Journal struct {
 	writing    *batch       // with the writer
 	queued     int64        // bytes in both
 	block      []byte       // the last part's buffer; what is free behind it is the next one's
-	segs       []*segment   // live, oldest first; the last is being written
+	// batchEvents and batchMoves are how many the last batch had: the next one's room.
+	batchEvents, batchMoves int
+
+	segs       []*segment // live, oldest first; the last is being written
 	kept       []keptSegment
 	live       int64 // bytes of segs
 	copyBudget int64 // bytes that may be copied forward; see copyable

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"ledgerline/ledger"
@@ -88,9 +89,11 @@ func (j *Journal) run() {
 	}
 }
 
-// flush writes what is urgent, or all, until nothing of it is pending.
+// flush writes what is urgent, or all, until nothing of it is pending. Before each batch it lets those run who can: what they append shares
+// the fsync, and a lone client has nobody to wait for.
 func (j *Journal) flush(all bool) {
 	for {
+		runtime.Gosched()
 		j.mu.Lock()
 		b := j.pending
 		if b != nil && (j.failed != nil || !all && !b.urgent.Load()) {
@@ -190,6 +193,7 @@ func (j *Journal) commit(b *batch, took time.Duration) {
 		}
 	}
 	j.queued -= b.bytes
+	j.batchEvents, j.batchMoves = len(b.events), len(b.moves)
 	j.stats.batches++
 	j.stats.frames += int64(b.frames)
 	j.stats.events += int64(len(b.events))
