@@ -1,7 +1,8 @@
 // Package upstream sends requests to LLM providers: it knows where a channel's API lives, how its key is presented, and
 // how long each stage may take.
 //
-// It owns the connection pool. It neither retries nor bills: the relay decides what an answer means. A crash leaves
+// It owns the connection pools: http1's for http addresses, http.Transport's for https (with HTTP/2), for what the environment sends
+// through a proxy, and for what only it understands of a channel's address and headers. It neither retries nor bills: the relay decides what an answer means. A crash leaves
 // nothing behind but the upstream's own work.
 package upstream
 
@@ -14,11 +15,11 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
-	"strconv"
+	"slices"
 	"time"
 
 	"ledgerline/relay/catalog"
+	"ledgerline/relay/upstream/http1"
 )
 
 // Config bounds the stages of an upstream request. Zero values take the defaults named.
@@ -37,6 +38,8 @@ const maxResponseHeader = 256 << 10
 // Client sends requests. It is safe for use by many goroutines.
 type Client struct {
 	transport *http.Transport
+	direct    *http1.Client
+	places    places
 }
 
 // New builds a client.
@@ -55,24 +58,33 @@ func New(cfg Config) *Client {
 		cfg.MaxIdlePerHost = 100
 	}
 	dialer := &net.Dialer{Timeout: cfg.ConnectTimeout, KeepAlive: 30 * time.Second}
-	return &Client{transport: &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            dialer.DialContext,
-		TLSHandshakeTimeout:    cfg.ConnectTimeout,
-		TLSClientConfig:        &tls.Config{InsecureSkipVerify: cfg.SkipVerify, MinVersion: tls.VersionTLS12}, //nolint:gosec // the operator asked for it by name
-		ResponseHeaderTimeout:  cfg.FirstByteTimeout,
-		IdleConnTimeout:        cfg.IdleConnTimeout,
-		MaxIdleConns:           cfg.MaxIdle,
-		MaxIdleConnsPerHost:    cfg.MaxIdlePerHost,
-		MaxResponseHeaderBytes: maxResponseHeader,
-		DisableCompression:     true, // streams pass byte-exact
-		ForceAttemptHTTP2:      true,
-		ReadBufferSize:         16 << 10, // a busy stream's chunks in one system call; the write buffer stays at 4 KiB
-	}}
+	return &Client{
+		transport: &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			DialContext:            dialer.DialContext,
+			TLSHandshakeTimeout:    cfg.ConnectTimeout,
+			TLSClientConfig:        &tls.Config{InsecureSkipVerify: cfg.SkipVerify, MinVersion: tls.VersionTLS12}, //nolint:gosec // the operator asked for it by name
+			ResponseHeaderTimeout:  cfg.FirstByteTimeout,
+			IdleConnTimeout:        cfg.IdleConnTimeout,
+			MaxIdleConns:           cfg.MaxIdle,
+			MaxIdleConnsPerHost:    cfg.MaxIdlePerHost,
+			MaxResponseHeaderBytes: maxResponseHeader,
+			DisableCompression:     true, // streams pass byte-exact
+			ForceAttemptHTTP2:      true,
+			ReadBufferSize:         16 << 10, // a busy stream's chunks in one system call; the write buffer stays at 4 KiB
+		},
+		direct: http1.New(http1.Config{
+			Dial: dialer.DialContext, HeadTimeout: cfg.FirstByteTimeout, IdleTimeout: cfg.IdleConnTimeout,
+			MaxIdle: cfg.MaxIdle, MaxIdlePerHost: cfg.MaxIdlePerHost, MaxHead: maxResponseHeader,
+		}),
+	}
 }
 
 // Close closes idle connections.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+func (c *Client) Close() {
+	c.transport.CloseIdleConnections()
+	c.direct.Close()
+}
 
 // Call is one request to one channel.
 type Call struct {
@@ -92,67 +104,80 @@ var ErrUnsupported = errors.New("the relay cannot serve this channel type yet")
 // Do sends the call. The caller closes the body. Errors do not contain the key; they may contain the address, so they are for
 // the log, not for clients.
 func (c *Client) Do(ctx context.Context, call Call) (*http.Response, error) {
-	target, err := Target(call.Channel, call.Path, call.Model)
+	at, err := c.places.of(call.Channel)
 	if err != nil {
 		return nil, err
 	}
-	var req *http.Request
-	if call.Get {
-		req, err = http.NewRequestWithContext(ctx, http.MethodGet, target, http.NoBody)
+	var fields [maxFields]http1.Field
+	header, usual := call.header(fields[:0])
+	var resp *http.Response
+	if at.direct && usual {
+		resp, err = c.direct.Do(ctx, &http1.Request{
+			Addr: at.addr, Host: at.host, Target: at.prefix + call.suffix(), Header: header, Body: call.Body, Get: call.Get,
+		})
 	} else {
-		req, err = http.NewRequestWithContext(ctx, http.MethodPost, target, bytes.NewReader(call.Body))
+		resp, err = c.roundTrip(ctx, at.base+call.suffix(), &call, header)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("build upstream request: %w", err)
-	}
-	h := req.Header
-	h["Content-Type"] = []string{"application/json"}
-	if call.Stream {
-		h["Accept"] = []string{"text/event-stream"}
-	} else {
-		h["Accept"] = []string{"application/json"}
-	}
-	if call.Channel.Type == TypeAzure {
-		h["Api-Key"] = []string{call.Key}
-	} else {
-		h["Authorization"] = []string{"Bearer " + call.Key}
-	}
-	if call.Channel.Organization != "" {
-		h["Openai-Organization"] = []string{call.Channel.Organization}
-	}
-	h["X-Oneapi-Request-Id"] = []string{call.RequestID}
-	h["User-Agent"] = []string{"ledgerline"}
-	for k, v := range call.Channel.Headers {
-		req.Header.Set(k, v)
-	}
-	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
 		return nil, fmt.Errorf("send upstream request: %w", err)
 	}
 	return resp, nil
 }
 
-// Target returns the URL of an API path on a channel. Errors: ErrUnsupported, or a base_url that is no http(s) URL.
-func Target(ch *catalog.Channel, path, model string) (string, error) {
-	base := ch.BaseURL
-	if base == "" {
-		known, ok := bases[ch.Type]
-		if !ok {
-			return "", fmt.Errorf("channel %d of type %d: %w", ch.ID, ch.Type, ErrUnsupported)
+// roundTrip sends the call through http.Transport.
+func (c *Client) roundTrip(ctx context.Context, target string, call *Call, header []http1.Field) (*http.Response, error) {
+	method, body := http.MethodPost, io.Reader(bytes.NewReader(call.Body))
+	if call.Get {
+		method, body = http.MethodGet, http.NoBody
+	}
+	req, err := http.NewRequestWithContext(ctx, method, target, body)
+	if err != nil {
+		return nil, fmt.Errorf("build the request: %w", err)
+	}
+	for _, f := range header {
+		req.Header[f.Name] = []string{f.Value}
+	}
+	return c.transport.RoundTrip(req) //nolint:wrapcheck // Do says what was done
+}
+
+// maxFields are the header fields of most calls; more need memory of their own.
+const maxFields = 10
+
+// header appends the call's header fields. usual is false if a channel overrides one that says how the request is sent: only
+// http.Transport knows them all.
+func (call *Call) header(h []http1.Field) (fields []http1.Field, usual bool) {
+	accept, auth, credential := "application/json", "Authorization", call.Key
+	if call.Stream {
+		accept = "text/event-stream"
+	}
+	if call.Channel.Type == TypeAzure {
+		auth = "Api-Key"
+	} else {
+		credential = "Bearer " + credential
+	}
+	h = append(h, http1.Field{Name: "User-Agent", Value: "ledgerline"}, http1.Field{Name: "Content-Type", Value: "application/json"},
+		http1.Field{Name: "Accept", Value: accept}, http1.Field{Name: auth, Value: credential},
+		http1.Field{Name: "X-Oneapi-Request-Id", Value: call.RequestID})
+	if call.Channel.Organization != "" {
+		h = append(h, http1.Field{Name: "Openai-Organization", Value: call.Channel.Organization})
+	}
+	usual = true
+	for k, v := range call.Channel.Headers {
+		k = http.CanonicalHeaderKey(k)
+		usual = usual && !unusual[k] && v != ""
+		if i := slices.IndexFunc(h, func(f http1.Field) bool { return f.Name == k }); i >= 0 {
+			h[i].Value = v
+			continue
 		}
-		base = known
-	} else if !OpenAICompatible(ch.Type) {
-		return "", fmt.Errorf("channel %d of type %d: %w", ch.ID, ch.Type, ErrUnsupported)
+		h = append(h, http1.Field{Name: k, Value: v})
 	}
-	u, err := url.Parse(base)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return "", fmt.Errorf("channel %d: base_url %s is no http or https URL", ch.ID, strconv.Quote(base))
-	}
-	if ch.Type == TypeAzure {
-		const version = "2025-04-01-preview" // AZURE_DEFAULT_API_VERSION
-		return base + "/openai/deployments/" + url.PathEscape(model) + path[len("/v1"):] + "?api-version=" + version, nil
-	}
-	return base + path, nil
+	return h, usual
+}
+
+// unusual are the fields that http.Transport sets, drops or obeys itself.
+var unusual = map[string]bool{
+	"Connection": true, "Content-Length": true, "Expect": true, "Host": true, "Keep-Alive": true, "Proxy-Connection": true, "Te": true,
+	"Trailer": true, "Transfer-Encoding": true, "Upgrade": true,
 }
 
 // ReadAll reads a body of at most limit bytes; more is an error.
