@@ -3,6 +3,7 @@ package hold_test
 import (
 	"context"
 	"encoding/binary"
+	"strconv"
 	"sync/atomic"
 	"testing"
 
@@ -40,11 +41,11 @@ func open(t testing.TB, c hold.Counters, partitions int) {
 }
 
 // reserveAndRelease does what one request does.
-func reserveAndRelease(ctx context.Context, c hold.Counters, n uint64) error {
+func reserveAndRelease(ctx context.Context, c hold.Counters, partitions int, n uint64) error {
 	id := ledger.ID{15: 1}
 	binary.BigEndian.PutUint64(id[:8], n+1)
 	call := ledger.ReserveCall{
-		Hold: id, Incarnation: ledger.ID{1}, Partition: int(n % benchPartitions), Epoch: 1,
+		Hold: id, Incarnation: ledger.ID{1}, Partition: int(n % uint64(partitions)), Epoch: 1,
 		User: int64(n%benchUsers + 1), Token: int64(n%benchUsers + 1), Min: 10, Want: 100,
 	}
 	if _, err := c.Reserve(ctx, call); err != nil {
@@ -55,15 +56,15 @@ func reserveAndRelease(ctx context.Context, c hold.Counters, n uint64) error {
 	}})
 }
 
-func benchmark(b *testing.B, c hold.Counters) {
-	open(b, c, benchPartitions)
+func benchmark(b *testing.B, c hold.Counters, partitions int) {
+	open(b, c, partitions)
 	var next atomic.Uint64
 	b.ReportAllocs()
 	b.SetParallelism(benchParallelism)
 	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			if err := reserveAndRelease(b.Context(), c, next.Add(1)); err != nil {
+			if err := reserveAndRelease(b.Context(), c, partitions, next.Add(1)); err != nil {
 				b.Error(err)
 				return
 			}
@@ -72,13 +73,17 @@ func benchmark(b *testing.B, c hold.Counters) {
 }
 
 // BenchmarkLocal and BenchmarkRedis measure a reserve and its release, at 32 requests at once on each processor.
-func BenchmarkLocal(b *testing.B) { benchmark(b, hold.NewLocal()) }
+func BenchmarkLocal(b *testing.B) { benchmark(b, hold.NewLocal(), benchPartitions) }
 
 func BenchmarkRedis(b *testing.B) {
-	r := connect(b, ledgertest.Redis(b))
-	benchmark(b, r)
-	s := r.Stats()
-	b.ReportMetric(float64(s.Calls)/float64(s.Trips), "calls/trip")
+	for _, partitions := range []int{1, benchPartitions} {
+		b.Run(strconv.Itoa(partitions)+"-partitions", func(b *testing.B) {
+			r := connect(b, ledgertest.Redis(b))
+			benchmark(b, r, partitions)
+			s := r.Stats()
+			b.ReportMetric(float64(s.Calls)/float64(s.Trips), "calls/trip")
+		})
+	}
 }
 
 // BenchmarkApply measures bringing 10,000 accounts forward in one script.

@@ -11,15 +11,22 @@ import (
 // ErrOverloaded is returned when [MaxWaiting] calls wait for Redis already.
 var ErrOverloaded = errors.New("too many calls wait for the hot counters")
 
-// call is one packed call on its way to Redis and back.
+// call is one call on its way to Redis and back.
 type call struct {
-	partition int
-	packed    []byte
-	since     time.Time     // when it began to wait
-	taken     bool          // guarded by combiner.mu: a trip has it, or its owner has gone
-	done      chan struct{} // closed when reply or err is set
-	reply     []any         // what lua/calls.lua answered
-	err       error
+	partition  int
+	packedCall           // of lua/calls.lua
+	since      time.Time // when it began to wait
+	taken      bool      // guarded by combiner.mu: a trip has it, or its owner has gone
+	errand     *errand   // that it is part of
+	answer     answer    // of lua/calls.lua
+	state      []any     // of lua/state.lua
+	err        error
+}
+
+// errand is the calls that one goroutine waits for.
+type errand struct {
+	left int           // guarded by combiner.mu: calls without an answer
+	done chan struct{} // closed when there are none
 }
 
 // combiner coalesces the calls of concurrent goroutines into few trips. It has no goroutine of its own: a caller waits for its
@@ -55,18 +62,15 @@ func (c *combiner) doWithin(ctx context.Context, patience time.Duration, calls .
 		return ErrOverloaded
 	}
 	now := time.Now()
+	e := &errand{left: len(calls), done: make(chan struct{})}
 	for _, one := range calls {
-		one.since = now
+		one.since, one.errand = now, e
 	}
 	c.waiting = append(c.waiting, calls...)
 	c.mu.Unlock()
-	for _, one := range calls {
-		err := c.await(ctx, one, patience)
-		patience = 0
-		if err != nil {
-			c.abandon(calls)
-			return fmt.Errorf("wait for redis: %w", err)
-		}
+	if err := c.await(ctx, e, calls[len(calls)-1], patience); err != nil {
+		c.abandon(calls)
+		return fmt.Errorf("wait for redis: %w", err)
 	}
 	for _, one := range calls {
 		if one.err != nil {
@@ -76,7 +80,8 @@ func (c *combiner) doWithin(ctx context.Context, patience time.Duration, calls .
 	return nil
 }
 
-func (c *combiner) await(ctx context.Context, one *call, patience time.Duration) error {
+// await flies until the errand is done or nothing of it waits any more: that is so once its last call was taken.
+func (c *combiner) await(ctx context.Context, e *errand, last *call, patience time.Duration) error {
 	turns := c.turns
 	var alone <-chan time.Time
 	if patience > 0 {
@@ -86,16 +91,16 @@ func (c *combiner) await(ctx context.Context, one *call, patience time.Duration)
 	}
 	for {
 		select {
-		case <-one.done:
+		case <-e.done:
 			return nil
 		case <-alone:
 			turns = c.turns
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-turns:
-			batch := c.take(one)
+			batch := c.take(last)
 			if batch == nil {
-				turns = nil // another trip has it: leave the turn to those who wait
+				turns = nil // others' trips have all of it: leave the turn to those who wait
 			} else {
 				c.fly(batch)
 				c.land(batch)
@@ -124,16 +129,16 @@ func (c *combiner) take(one *call) []*call {
 }
 
 func (c *combiner) land(batch []*call) {
-	failures := 0
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, one := range batch {
 		if one.err != nil {
-			failures++
+			c.stats.Failures++
 		}
-		close(one.done)
+		if one.errand.left--; one.errand.left == 0 {
+			close(one.errand.done)
+		}
 	}
-	c.mu.Lock()
-	c.stats.Failures += uint64(failures)
-	c.mu.Unlock()
 }
 
 // abandon takes out what has not left yet.

@@ -27,7 +27,7 @@ func testCombiner(trips int) (*combiner, *flights) {
 	return newCombiner(trips, f.fly), f
 }
 
-func newTestCall() *call { return &call{done: make(chan struct{})} }
+func newTestCall() *call { return &call{} }
 
 // start calls do in a goroutine of its own, and returns where its error will come.
 func start(ctx context.Context, c *combiner, calls ...*call) <-chan error {

@@ -66,13 +66,24 @@ func FuzzDecodeState(f *testing.F) {
 	})
 }
 
-func FuzzDecodeReply(f *testing.F) {
-	f.Add(int64(0), int64(5), int64(0))
-	f.Add(int64(1), int64(-5), int64(2))
-	f.Add(int64(3), int64(3), int64(0))
-	f.Add(int64(9), int64(3), int64(0))
-	f.Fuzz(func(t *testing.T, code, n, place int64) {
-		r, err := decodeReply([]any{code, n, place}, accountsOf(1, 2))
+func FuzzReadAnswer(f *testing.F) {
+	f.Add("\x00", "")
+	f.Add("\x02\x00\x00\x00\x00\x00\x00\x14\xc0\x01", "u7\x00t9\x00")
+	f.Add("\x04\x00\x00\x00\x00\x00\x00\x08\x40\x00", "\x00\x00")
+	f.Add("\x0a", "x")
+	f.Fuzz(func(t *testing.T, head, tail string) {
+		a, rest, err := readAnswer(head+tail, &packedCall{kind: callReserve, y: 5})
+		if err != nil {
+			return
+		}
+		if len(rest) >= len(head)+len(tail) {
+			t.Fatalf("%d bytes are left of %d", len(rest), len(head)+len(tail))
+		}
+		user, token, err := a.accounts()
+		if err != nil {
+			return
+		}
+		r, err := a.reply(user, token)
 		if err == nil && (r.Outcome < ledger.OutcomeGranted || r.Outcome > ledger.OutcomeGone) {
 			t.Fatalf("reply %+v", r)
 		}

@@ -195,8 +195,9 @@ var (
 type request struct {
 	partitions []int
 	args       []any
-	calls      int // of callsScript
-	reply      []any
+	calls      int    // of callsScript
+	reply      []any  // of a script that returns a table
+	text       string // of one that returns a string
 	err        error
 }
 
@@ -219,23 +220,40 @@ func (r *Redis) exec(ctx context.Context, timeout time.Duration, s *script, requ
 func (r *Redis) attempt(ctx context.Context, timeout time.Duration, command, script string, requests []*request) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	pipe := r.client.Pipeline()
 	commands := make([]*redis.Cmd, len(requests))
-	for i, q := range requests {
-		args := make([]any, 0, 3+len(q.partitions)+len(q.args))
-		args = append(args, command, script, len(q.partitions))
-		for _, partition := range q.partitions {
-			args = append(args, r.key(partition))
+	var err error
+	if len(requests) == 1 {
+		commands[0] = r.client.Do(ctx, r.args(command, script, requests[0])...)
+	} else {
+		pipe := r.client.Pipeline()
+		for i, q := range requests {
+			commands[i] = pipe.Do(ctx, r.args(command, script, q)...)
 		}
-		commands[i] = pipe.Do(ctx, append(args, q.args...)...)
+		_, err = pipe.Exec(ctx)
 	}
-	_, err := pipe.Exec(ctx)
 	for i, q := range requests {
-		q.reply, q.err = commands[i].Slice()
-		if q.err == nil && q.reply == nil {
-			q.err = errors.Join(errNoReply, err)
+		var reply any
+		reply, q.err = commands[i].Result()
+		switch v := reply.(type) {
+		case []any:
+			q.reply = v
+		case string:
+			q.text = v
+		default:
+			if q.err == nil {
+				q.err = errors.Join(errNoReply, err)
+			}
 		}
 	}
+}
+
+func (r *Redis) args(command, script string, q *request) []any {
+	args := make([]any, 0, 3+len(q.partitions)+len(q.args))
+	args = append(args, command, script, len(q.partitions))
+	for _, partition := range q.partitions {
+		args = append(args, r.key(partition))
+	}
+	return append(args, q.args...)
 }
 
 var errNoReply = errors.New("redis gave no reply")

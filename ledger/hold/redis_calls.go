@@ -13,11 +13,6 @@ import (
 	"ledgerline/ledger"
 )
 
-func newCall(partition int, packed *packedCall) *call {
-	const usual = 128 // bytes of one packed call
-	return &call{partition: partition, packed: packed.append(make([]byte, 0, usual)), done: make(chan struct{})}
-}
-
 // way is how calls of some partitions get to Redis.
 type way struct {
 	*combiner
@@ -76,45 +71,55 @@ func (r *Redis) fly(w *way, calls []*call) {
 		}
 		q := requests[len(requests)-1]
 		q.partitions = append(q.partitions, rest[0].partition)
-		q.args = append(q.args, n)
-		for _, c := range rest[:n] {
-			q.args = append(q.args, c.packed)
-		}
+		q.args = append(q.args, appendCalls(make([]byte, 0, groupBytes+n*callBytes), rest[:n]))
 		q.calls += n
 		rest = rest[n:]
 	}
 	r.exec(context.Background(), TripTimeout, callsScript, requests)
 	r.note(w, requests)
 	for _, q := range requests {
-		for n, c := range calls[:q.calls] {
-			if c.err = q.err; c.err != nil {
-				continue
-			}
-			var ok bool
-			if n < len(q.reply) {
-				c.reply, ok = q.reply[n].([]any)
-			}
-			if !ok {
-				c.err = errNoReply
+		reply := q.text
+		for _, c := range calls[:q.calls] {
+			if c.err = q.err; c.err == nil {
+				c.answer, reply, c.err = readAnswer(reply, &c.packedCall)
 			}
 		}
 		calls = calls[q.calls:]
 	}
 }
 
+func reserveCall(c *ledger.ReserveCall) *call {
+	return &call{partition: c.Partition, packedCall: packedCall{
+		kind: callReserve, hold: c.Hold, incarnation: c.Incarnation, epoch: c.Epoch, x: c.Min, y: c.Want, user: c.User, token: c.Token,
+	}}
+}
+
+func extendCall(c *ledger.ExtendCall) *call {
+	return &call{partition: c.Partition, packedCall: packedCall{
+		kind: callExtend, hold: c.Hold, incarnation: c.Incarnation, epoch: c.Epoch, x: c.To,
+	}}
+}
+
+func releaseCall(c *ledger.ReleaseCall) call {
+	kind, charge := byte(callSettle), c.Charge
+	if charge < 0 {
+		kind, charge = callVoid, 0
+	}
+	return call{partition: c.Partition, packedCall: packedCall{
+		kind: kind, hold: c.Hold, incarnation: c.Incarnation, epoch: c.Epoch, x: charge,
+	}}
+}
+
 // Reserve implements [Admission].
-func (r *Redis) Reserve(ctx context.Context, call ledger.ReserveCall) (ledger.ReserveReply, error) {
-	if err := checkReserve(&call); err != nil {
+func (r *Redis) Reserve(ctx context.Context, order ledger.ReserveCall) (ledger.ReserveReply, error) {
+	if err := checkReserve(&order); err != nil {
 		return ledger.ReserveReply{}, fmt.Errorf("reserve hold: %w", err)
 	}
-	c := newCall(call.Partition, &packedCall{
-		kind: callReserve, hold: call.Hold, incarnation: call.Incarnation, epoch: call.Epoch,
-		x: call.Min, y: call.Want, user: call.User, token: call.Token,
-	})
+	c := reserveCall(&order)
 	if err := r.send(ctx, c); err != nil {
 		return ledger.ReserveReply{}, fmt.Errorf("reserve hold: %w", err)
 	}
-	reply, err := decodeReply(c.reply, accountsOf(call.User, call.Token))
+	reply, err := c.reply()
 	if err != nil {
 		return ledger.ReserveReply{}, fmt.Errorf("reserve hold: %w", err)
 	}
@@ -122,72 +127,75 @@ func (r *Redis) Reserve(ctx context.Context, call ledger.ReserveCall) (ledger.Re
 }
 
 // Extend implements [Admission].
-func (r *Redis) Extend(ctx context.Context, call ledger.ExtendCall) (ledger.ReserveReply, error) {
-	if err := checkExtend(&call); err != nil {
+func (r *Redis) Extend(ctx context.Context, order ledger.ExtendCall) (ledger.ReserveReply, error) {
+	if err := checkExtend(&order); err != nil {
 		return ledger.ReserveReply{}, fmt.Errorf("extend hold: %w", err)
 	}
-	c := newCall(call.Partition, &packedCall{
-		kind: callExtend, hold: call.Hold, incarnation: call.Incarnation, epoch: call.Epoch, x: call.To,
-	})
+	c := extendCall(&order)
 	if err := r.send(ctx, c); err != nil {
 		return ledger.ReserveReply{}, fmt.Errorf("extend hold: %w", err)
 	}
-	// The reply names the accounts of the hold after its three numbers.
-	var accounts []ledger.Account
-	for at := 3; at < len(c.reply); at++ {
-		field, err := readText(c.reply, at)
-		if err != nil {
-			return ledger.ReserveReply{}, fmt.Errorf("extend hold: %w", err)
-		}
-		if field == "" {
-			continue
-		}
-		account, err := decodeField(field)
-		if err != nil {
-			return ledger.ReserveReply{}, fmt.Errorf("extend hold: %w", err)
-		}
-		accounts = append(accounts, account)
-	}
-	reply, err := decodeReply(c.reply, accounts)
+	reply, err := c.reply()
 	if err != nil {
 		return ledger.ReserveReply{}, fmt.Errorf("extend hold: %w", err)
 	}
 	return reply, nil
 }
 
-func decodeReply(reply []any, accounts []ledger.Account) (ledger.ReserveReply, error) {
-	code, err := readInt(reply, 0)
+// reply says what the answer to a reserve or an extension means.
+func (c *call) reply() (ledger.ReserveReply, error) {
+	if c.kind == callReserve {
+		return c.answer.reply(c.user, c.token)
+	}
+	user, token, err := c.answer.accounts()
 	if err != nil {
 		return ledger.ReserveReply{}, err
 	}
-	r := ledger.ReserveReply{Outcome: ledger.Outcome(code)}
-	if r.Outcome == ledger.OutcomeRebuilding || r.Outcome == ledger.OutcomeGone {
+	return c.answer.reply(user, token)
+}
+
+// accounts returns the user and the token that an answer names, 0 for none.
+func (a *answer) accounts() (user, token int64, err error) {
+	for _, name := range []string{a.user, a.token} {
+		if name == "" {
+			continue
+		}
+		account, err := decodeField(name)
+		if err != nil {
+			return 0, 0, err
+		}
+		if account.Kind == ledger.UserAccount {
+			user = account.ID
+		} else {
+			token = account.ID
+		}
+	}
+	return user, token, nil
+}
+
+// reply says what an answer means for the accounts that are held.
+func (a *answer) reply(user, token int64) (ledger.ReserveReply, error) {
+	r := ledger.ReserveReply{Outcome: a.outcome}
+	switch a.outcome {
+	case ledger.OutcomeRebuilding, ledger.OutcomeGone:
 		return r, nil
-	}
-	n, err := readInt(reply, 1)
-	if err != nil {
-		return ledger.ReserveReply{}, err
-	}
-	switch r.Outcome {
 	case ledger.OutcomeGranted:
-		r.Amount = n
+		r.Amount = a.n
 		return r, nil
 	case ledger.OutcomeNeedLoad:
-		for place, a := range accounts {
-			if n&(1<<place) != 0 {
-				r.Missing = append(r.Missing, a)
+		for place, account := range accountsOf(user, token) {
+			if a.n&(1<<place) != 0 {
+				r.Missing = append(r.Missing, account)
 			}
 		}
 		return r, nil
 	case ledger.OutcomeRefused, ledger.OutcomeBusy:
-		place, err := readInt(reply, 2)
-		if err == nil && place >= 1 && place <= int64(len(accounts)) {
-			r.Account, r.Left = accounts[place-1], n
+		if accounts := accountsOf(user, token); a.place >= 1 && a.place <= len(accounts) {
+			r.Account, r.Left = accounts[a.place-1], a.n
 			return r, nil
 		}
-	case ledger.OutcomeRebuilding, ledger.OutcomeGone:
 	}
-	return ledger.ReserveReply{}, fmt.Errorf("outcome %d: %w", code, errBadRecord)
+	return ledger.ReserveReply{}, fmt.Errorf("outcome %d of account %d: %w", a.outcome, a.place, errBadRecord)
 }
 
 // Release implements [Admission].
@@ -199,13 +207,10 @@ func (r *Redis) Release(ctx context.Context, calls []ledger.ReleaseCall) error {
 	}
 	for len(calls) > 0 {
 		n := min(len(calls), MaxTrip)
-		batch := make([]*call, n)
-		for i, c := range calls[:n] {
-			packed := packedCall{kind: callSettle, hold: c.Hold, incarnation: c.Incarnation, epoch: c.Epoch, x: c.Charge}
-			if c.Charge < 0 {
-				packed.kind, packed.x = callVoid, 0
-			}
-			batch[i] = newCall(c.Partition, &packed)
+		batch, list := make([]*call, n), make([]call, n)
+		for i := range list {
+			list[i] = releaseCall(&calls[i])
+			batch[i] = &list[i]
 		}
 		if err := r.sendWithin(ctx, releasePatience, batch...); err != nil {
 			return fmt.Errorf("release hold: %w", err)

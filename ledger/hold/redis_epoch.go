@@ -19,7 +19,7 @@ func (r *Redis) State(ctx context.Context, partitions ...int) ([]ledger.Counters
 		if err := checkPartition(partition); err != nil {
 			return nil, fmt.Errorf("read the state of counters: %w", err)
 		}
-		calls[i] = &call{partition: partition, done: make(chan struct{})}
+		calls[i] = &call{partition: partition}
 	}
 	if len(calls) == 0 {
 		return nil, nil
@@ -35,7 +35,7 @@ func (r *Redis) State(ctx context.Context, partitions ...int) ([]ledger.Counters
 	for i, c := range calls {
 		err := c.err
 		if err == nil {
-			states[i], err = decodeState(c.partition, c.reply)
+			states[i], err = decodeState(c.partition, c.state)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read the state of counters of partition %d: %w", c.partition, err)
@@ -57,7 +57,7 @@ func (r *Redis) look(ctx context.Context, calls []*call) {
 	r.exec(ctx, ControlTimeout, stateScript, requests)
 	for _, q := range requests {
 		for i := range q.partitions {
-			calls[i].reply, calls[i].err = q.stateReply(i)
+			calls[i].state, calls[i].err = q.stateReply(i)
 		}
 		calls = calls[len(q.partitions):]
 	}

@@ -124,7 +124,7 @@ func TestCallsBesideAHangingServer(t *testing.T) {
 	for p := range uint64(benchPartitions) {
 		together.Go(func() {
 			for round := range uint64(20) {
-				err := reserveAndRelease(t.Context(), r, round*benchPartitions+p)
+				err := reserveAndRelease(t.Context(), r, benchPartitions, round*benchPartitions+p)
 				if (err != nil) != hangs[p] {
 					t.Errorf("partition %d, whose server hangs: %v: %v", p, hangs[p], err)
 				}

@@ -522,7 +522,7 @@ func TestCluster(t *testing.T) {
 	var wg sync.WaitGroup
 	for n := range uint64(200) {
 		wg.Go(func() {
-			if err := reserveAndRelease(t.Context(), r, n); err != nil {
+			if err := reserveAndRelease(t.Context(), r, benchPartitions, n); err != nil {
 				t.Errorf("request %d: %v", n, err)
 			}
 		})
