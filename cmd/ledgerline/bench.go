@@ -73,7 +73,8 @@ type bench struct {
 	errs     io.Writer
 	children []*child
 	upstream *child
-	redisDBs int // used so far
+	redisDBs int  // used so far
+	warmed   bool // see warmBroker
 
 	afterwards []func() // done when the children have ended
 }
@@ -279,6 +280,9 @@ func (b *bench) startNode(ctx context.Context, name, build string, env map[strin
 	// On engines the two halves of a node are processes of their own, so that the cost of the relay itself shows.
 	role, others := "serve", map[string]int{}
 	if split {
+		if err := b.warmBroker(ctx, env["KAFKA_BROKERS"]); err != nil {
+			return target{}, err
+		}
 		c, err := b.startBuild(ctx, name+", consumers", build, env, "consume")
 		if err != nil {
 			return target{}, err

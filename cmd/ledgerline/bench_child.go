@@ -165,7 +165,12 @@ func procStat(pid int) (cpu time.Duration, rss int64) {
 	if err != nil {
 		return 0, 0
 	}
-	_, rest, _ := strings.Cut(string(raw), ") ")
+	return parseStat(string(raw))
+}
+
+// parseStat reads what Linux says of a process or a thread.
+func parseStat(stat string) (cpu time.Duration, rss int64) {
+	_, rest, _ := strings.Cut(stat, ") ")
 	fields := strings.Fields(rest)
 	if len(fields) < 22 {
 		return 0, 0

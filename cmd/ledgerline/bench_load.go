@@ -71,10 +71,7 @@ func (b *bench) signal(t *target, s os.Signal) {
 // measure loads a target once. The CPU that its processes need afterwards, for what they do in batches, counts too, without
 // what they always use.
 func (b *bench) measure(ctx context.Context, t *target, row *benchRow, body []byte) error {
-	before := map[string]time.Duration{}
-	for name, pid := range t.pids {
-		before[name], _ = procStat(pid)
-	}
+	before := t.work()
 	begun := time.Now()
 	r, err := b.load(ctx, t, body, b.o.duration)
 	if err != nil {
@@ -93,11 +90,15 @@ func (b *bench) measure(ctx context.Context, t *target, row *benchRow, body []by
 		units *= float64(b.o.chunks)
 	}
 	all, settling := 0.0, time.Since(loaded).Seconds()
-	for name, pid := range t.pids {
-		cpu, rss := procStat(pid)
+	for name, cpu := range t.work() {
 		each := (float64((cpu - before[name]).Microseconds()) - 1e6*t.idle[name]*settling) / units
-		all += each
+		if name != compilersName {
+			all += each
+		}
 		row.cpu[name] = append(row.cpu[name], each)
+	}
+	for name, pid := range t.pids {
+		_, rss := procStat(pid)
 		row.rss[name] = max(row.rss[name], rss)
 	}
 	slices.Sort(r.latencies)
@@ -114,21 +115,30 @@ func idle(ctx context.Context, t *target) error {
 	if t.pids["relay"] == 0 {
 		return nil
 	}
-	before := map[string]time.Duration{}
-	for name, pid := range t.pids {
-		before[name], _ = procStat(pid)
-	}
+	before := t.work()
 	begun := time.Now()
 	select {
 	case <-time.After(idleWindow):
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	for name, pid := range t.pids {
-		now, _ := procStat(pid)
+	for name, now := range t.work() {
 		t.idle[name] = (now - before[name]).Seconds() / time.Since(begun).Seconds()
 	}
 	return nil
+}
+
+// work is the CPU time of the target's processes so far. That of the broker's compilers is told apart: see warmBroker.
+func (t *target) work() map[string]time.Duration {
+	all := map[string]time.Duration{}
+	for name, pid := range t.pids {
+		all[name], _ = procStat(pid)
+		if name == engineNames["KAFKA_BROKERS"] {
+			all[compilersName] = compilerTime(pid)
+			all[name] -= all[compilersName]
+		}
+	}
+	return all
 }
 
 // settle waits until the target's own processes have nothing left to do.
