@@ -26,8 +26,8 @@ const (
 	DefaultMaxBuffered = 32 << 20
 	// DefaultInterval is the longest that a record waits for others before it is applied.
 	DefaultInterval = 200 * time.Millisecond
-	// DefaultFetchEvery bounds the pause between fetches: a credit that comes under load waits for it, and shall work within 100 ms.
-	DefaultFetchEvery = 50 * time.Millisecond
+	// DefaultFetchEvery bounds the pause between fetches. A credit does not wait for it unless the Hurry that announces it is lost.
+	DefaultFetchEvery = 200 * time.Millisecond
 	// DefaultLookEvery is how often a Looker looks while nothing comes.
 	DefaultLookEvery = 100 * time.Millisecond
 	// DefaultRecheckEvery is how often a stopped partition is looked at again: somebody may have adopted the log, or dealt with

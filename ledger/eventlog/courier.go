@@ -25,13 +25,14 @@ type load struct {
 	partition int
 	parcels   []ledger.Parcel
 	bytes     int
+	urgent    bool       // it holds more than usage
 	done      chan error // gets the outcome; buffered, so that nobody waits for one who left
 }
 
 // courier puts the batches of all lanes that are ready at about the same time into one request per broker. A lone batch leaves at
-// once; under load departures are Spacing apart. Each broker is asked by itself, so one that hangs holds up its own partitions
-// only. A departure runs in a goroutine of its own, at most requestTimeout long, and touches nothing but its loads; there are never
-// more of them than lanes.
+// once, and so does one with more than usage in it, with all that waits; else departures under load are Spacing apart. Each broker
+// is asked by itself, so one that hangs holds up its own partitions only. A departure runs in a goroutine of its own, at most
+// requestTimeout long, and touches nothing but its loads; there are never more of them than lanes.
 type courier struct {
 	client  *Client
 	log     Appender // in the client's place, if not nil
@@ -51,6 +52,7 @@ func (c *courier) send(ctx context.Context, partition int, parcels []ledger.Parc
 	l := &load{partition: partition, parcels: parcels, done: make(chan error, 1)}
 	for i := range parcels {
 		l.bytes += weight(&parcels[i])
+		l.urgent = l.urgent || !parcels[i].Kind.IsUsage()
 	}
 	if alone {
 		go c.deliver(context.WithoutCancel(ctx), []*load{l})
@@ -73,7 +75,7 @@ func (c *courier) wait(l *load) {
 	c.waiting = append(c.waiting, l)
 	c.bytes += l.bytes
 	due := time.Until(c.departed.Add(c.spacing))
-	if c.bytes >= departNow {
+	if c.bytes >= departNow || l.urgent {
 		due = 0
 	}
 	switch {

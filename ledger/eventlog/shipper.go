@@ -47,9 +47,9 @@ const (
 	DefaultBatchBytes = 900_000
 	// DefaultLaneBytes bounds what waits in memory per partition: four full batches hide the round trip.
 	DefaultLaneBytes = 4 << 20
-	// DefaultSpacing is the time between two departures. A lone event goes at once; under load it makes batches, which cost the
-	// broker and its disk far less, and is small beside the consumers' 200 ms.
-	DefaultSpacing = 20 * time.Millisecond
+	// DefaultSpacing is the time between two departures. A lone event goes at once, and one that is no usage (a credit, say) does not
+	// wait either; under load it makes batches, which cost the broker and its disk far less, and is small beside the consumers' 200 ms.
+	DefaultSpacing = 50 * time.Millisecond
 	// nextMax bounds the parcels asked of a source at once.
 	nextMax = 1024
 	// parcelOverhead is what a record costs beside its value: key, headers, framing.
