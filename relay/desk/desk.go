@@ -182,9 +182,9 @@ func New(ctx context.Context, cfg Config) (*Desk, error) {
 		releases: make(chan release, cfg.MaxOpen),
 		kickMove: make(chan struct{}, 1),
 		metrics:  newMetrics(cfg.Metrics),
-		loading:  loads{calls: map[loadKey]*loadResult{}},
 		looked:   make(chan struct{}),
 	}
+	d.loading = loads{now: d.loadNow, by: map[loadKey]*gathering{}}
 	if d.now == nil {
 		d.now = time.Now
 	}

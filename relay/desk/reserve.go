@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"ledgerline/ledger"
@@ -159,7 +158,7 @@ func (d *Desk) ask(ctx context.Context, t *Ticket, o *Order) error {
 			if loaded > 1 && !pause(ctx, loadPause) {
 				return context.Cause(ctx)
 			}
-			if err := d.load(ctx, t.partition, epoch, reply.Missing); err != nil {
+			if err := d.loading.load(ctx, loadKey{t.partition, epoch}, reply.Missing); err != nil {
 				return err
 			}
 		case ledger.OutcomeRefused, ledger.OutcomeBusy:
@@ -195,65 +194,6 @@ func (d *Desk) enter(t *Ticket, o *Order, epoch uint64, amount int64) error {
 	}
 	t.slot, t.opened, t.epoch, t.amount = t.book.journal.Slot(t.hold), opened, epoch, amount
 	v.tickets[t.hold] = t
-	return nil
-}
-
-// loads joins concurrent loads of the same account: a thousand requests of one user after a rebuild are one query.
-type loads struct {
-	mu    sync.Mutex
-	calls map[loadKey]*loadResult
-}
-
-type loadKey struct {
-	partition int
-	epoch     uint64
-	account   ledger.Account
-}
-
-type loadResult struct {
-	done chan struct{}
-	err  error
-}
-
-func (d *Desk) load(ctx context.Context, p int, epoch uint64, missing []ledger.Account) error {
-	if len(missing) == 0 {
-		return nil
-	}
-	key := loadKey{p, epoch, missing[len(missing)-1]}
-	d.loading.mu.Lock()
-	if other := d.loading.calls[key]; other != nil {
-		d.loading.mu.Unlock()
-		select {
-		case <-other.done:
-			return other.err
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	mine := &loadResult{done: make(chan struct{})}
-	d.loading.calls[key] = mine
-	d.loading.mu.Unlock()
-
-	// The query serves everybody who waits for it, so it does not die with the client that began it.
-	mine.err = d.loadNow(context.WithoutCancel(ctx), p, epoch, missing)
-	d.loading.mu.Lock()
-	delete(d.loading.calls, key)
-	d.loading.mu.Unlock()
-	close(mine.done)
-	return mine.err
-}
-
-func (d *Desk) loadNow(ctx context.Context, p int, epoch uint64, missing []ledger.Account) error {
-	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
-	defer cancel()
-	offset, balances, err := d.cfg.Bank.Balances(ctx, p, missing)
-	if err != nil {
-		return fmt.Errorf("load balances: %w", err)
-	}
-	err = d.cfg.Counters.Load(ctx, ledger.LoadCall{Partition: p, Epoch: epoch, Offset: offset, Balances: balances})
-	if err != nil {
-		return fmt.Errorf("install balances: %w", err)
-	}
 	return nil
 }
 

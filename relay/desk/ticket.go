@@ -138,7 +138,7 @@ func (t *Ticket) Extend(ctx context.Context, to int64) (granted bool, left int64
 			return false, max(0, reply.Left), nil
 		case ledger.OutcomeNeedLoad:
 			// A hold that was re-asserted into a new epoch may be on accounts that nobody has loaded since.
-			if err := t.desk.load(ctx, t.partition, epoch, reply.Missing); err != nil {
+			if err := t.desk.loading.load(ctx, loadKey{t.partition, epoch}, reply.Missing); err != nil {
 				return false, 0, err
 			}
 			if !pause(ctx, loadPause) {
