@@ -185,7 +185,7 @@ func (c *codec) readAnyString() string {
 		}
 		c.pos++
 	}
-	c.bad = true
+	c.bad, c.pos = true, len(c.in) // a backslash at the end has taken pos beyond it
 	return ""
 }
 
