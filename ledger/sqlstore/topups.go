@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 )
 
 // The states of a payment order that matter here, as New API names them; it also knows failed and expired.
@@ -81,6 +82,7 @@ func (s *Store) TopUps(ctx context.Context, user int64, keyword string, page Pag
 var (
 	ErrOrderState    = errors.New("the order is not pending")
 	ErrOrderProvider = errors.New("what the amount of this provider's orders means is not known here")
+	ErrOrderTradeNo  = errors.New("the order cannot be credited")
 	ErrOrderAmount   = fmt.Errorf("the order's amount is not between 1 and what makes %d quota units", int64(MaxGrant))
 )
 
@@ -111,6 +113,11 @@ func (s *Store) CompleteTopUp(ctx context.Context, trade string, perUnit int64) 
 			return ErrOrderProvider
 		case perUnit <= 0 || o.Amount <= 0 || o.Amount > MaxGrant/perUnit:
 			return ErrOrderAmount
+		}
+		// The column takes 255 characters. The credit's key, which makes the order count once, has room for fewer.
+		if spare := maxKey - utf8.RuneCountInString(businessKey(o.UserID, "topup", o.TradeNo)); spare < 0 {
+			length := utf8.RuneCountInString(o.TradeNo)
+			return fmt.Errorf("%w: its trade_no has %d characters, at most %d are allowed", ErrOrderTradeNo, length, length+spare)
 		}
 		err = tx.update(ctx, "top_ups", o.ID, []assignment{{"status", OrderDone}, {"complete_time", tx.s.now().Unix()}})
 		if err != nil {

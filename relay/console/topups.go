@@ -57,7 +57,7 @@ func completeTopUp(x *call) error {
 	switch {
 	case errors.Is(err, sqlstore.ErrNotFound):
 		return no("there is no such order, or its user is deleted")
-	case errors.Is(err, sqlstore.ErrOrderState), errors.Is(err, sqlstore.ErrOrderAmount):
+	case errors.Is(err, sqlstore.ErrOrderState), errors.Is(err, sqlstore.ErrOrderAmount), errors.Is(err, sqlstore.ErrOrderTradeNo):
 		return no("%v", errors.Unwrap(err))
 	case errors.Is(err, sqlstore.ErrOrderProvider):
 		return no("%v: give the quota by /api/user/manage (add_quota)", errors.Unwrap(err))

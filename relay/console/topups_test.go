@@ -26,12 +26,17 @@ func TestCompleteTopUp(t *testing.T) {
 	s.order(id, 20, "T-1", "epay", sqlstore.OrderPending)
 	s.order(id, 5, "T-2", "stripe", sqlstore.OrderPending)
 	s.order(other, 5, "T-3", "epay", "failed")
+	long := strings.Repeat("T", 255)
+	s.order(other, 5, long, "epay", sqlstore.OrderPending)
 	root := s.root()
 	complete := func(c *client, trade any) reply {
 		return c.call("POST", "/api/user/topup/complete", map[string]any{"trade_no": trade})
 	}
 	if r := complete(carol, "T-1"); r.ok() {
 		t.Error("a user completed an order")
+	}
+	if r := complete(root, long); r.ok() || !strings.Contains(r.raw, "trade_no has 255 characters, at most 18") {
+		t.Errorf("a trade_no without room in the credit's key: %s", r.raw)
 	}
 	for range 2 {
 		if r := complete(root, "T-1"); !r.ok() {
