@@ -2,10 +2,12 @@ package relay_test
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -181,6 +183,41 @@ func TestDisklessWithoutLog(t *testing.T) {
 	if left, events := n.left(a.users, a.user), n.clerk.usage(); len(events) != 2 || left != start-n.charged() {
 		t.Errorf("%d units are left after %d bills of %d", left, len(events), n.charged())
 	}
+}
+
+// A node without a disk learns that the log is away without a request that waits for it in vain, and that it is back.
+func TestDisklessProbesTheLog(t *testing.T) {
+	s := newStack(t, relaytest.Script{})
+	_, without := s.diskless()
+	var away atomic.Bool
+	n := s.start(without, func(c *nodeConfig) {
+		more := c.desk
+		c.desk = func(d *desk.Config) {
+			more(d)
+			d.ProbeEvery = 10 * time.Millisecond
+			d.Probe = func(context.Context, int) error {
+				if away.Load() {
+					return errors.New("it does not answer")
+				}
+				return nil
+			}
+		}
+	})
+	a := n.account(start, start)
+	away.Store(true)
+	n.await("the node to say that the log is away", func() bool { return n.desk.Unlogged() == partitions })
+	if got := n.post(a.key, chatPath, chat("")); got.status != http.StatusServiceUnavailable || got.fault() != "log_unreachable" || got.header.Get("Retry-After") == "" {
+		t.Errorf("%d %s %v", got.status, got.body, got.header)
+	}
+	if asked := n.up.Report().Requests; asked != 0 {
+		t.Errorf("the upstream was asked %d times", asked)
+	}
+	away.Store(false)
+	n.await("the node to serve again", func() bool { return n.desk.Unlogged() == 0 })
+	if got := n.post(a.key, chatPath, chat("")); got.status != http.StatusOK {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	n.wantDisklessEnd(a)
 }
 
 // A node that has lost its disk closes what it left on it.

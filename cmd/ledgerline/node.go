@@ -137,6 +137,10 @@ func (n *node) buildRelay(ctx context.Context) error {
 		Counters: n.counters, Bank: bank{n.db, n.cfg.diskless()}, Outbox: outbox{n.db}, Logger: n.log, Metrics: n.reg,
 		Ship:     func(ctx context.Context, j *journal.Journal) error { return shipper.Ship(ctx, j) },
 		HoldEnds: n.holdEnds,
+		Probe: func(ctx context.Context, partition int) error {
+			_, _, err := n.events.Bounds(ctx, partition)
+			return err
+		},
 	})
 	if err != nil {
 		return err

@@ -96,6 +96,7 @@ type Config struct {
 	Counters Counters
 	Bank     Bank
 	Ship     Ship
+	Probe    Probe    // asked all the time if Diskless; nil: only events that wait tell that the log is away
 	HoldEnds HoldEnds // asked when a damaged journal is adopted
 	Outbox   Outbox
 	Logger   *slog.Logger
@@ -106,8 +107,9 @@ type Config struct {
 	MaxOpen int
 
 	// How often the node looks at the epochs, says that it lives, voids holds of its own that it does not know (DESIGN 7, dead nodes), and looks
-	// through JOURNAL_DIR for journals that nobody holds. Zero: epochLook, beatEvery, sweepEvery, adoptEvery.
-	LookEvery, BeatEvery, SweepEvery, AdoptEvery time.Duration
+	// through JOURNAL_DIR for journals that nobody holds, and asks the log whether it answers. Zero: epochLook, beatEvery, sweepEvery, adoptEvery,
+	// probeEvery.
+	LookEvery, BeatEvery, SweepEvery, AdoptEvery, ProbeEvery time.Duration
 }
 
 // Desk is one node's cash desk. Make it with New, then Run it; Reserve may be called while Run runs.
@@ -140,6 +142,8 @@ type Desk struct {
 
 // view is what the node knows of one partition's epoch.
 type view struct {
+	logAway atomic.Bool // the log does not answer (Config.Probe)
+
 	mu      sync.Mutex
 	epoch   uint64
 	open    bool
@@ -192,6 +196,7 @@ func New(ctx context.Context, cfg Config) (*Desk, error) {
 	d.cfg.BeatEvery = cmp.Or(cfg.BeatEvery, beatEvery)
 	d.cfg.SweepEvery = cmp.Or(cfg.SweepEvery, sweepEvery)
 	d.cfg.AdoptEvery = cmp.Or(cfg.AdoptEvery, adoptEvery)
+	d.cfg.ProbeEvery = cmp.Or(cfg.ProbeEvery, probeEvery)
 	for i := range d.views {
 		d.views[i].tickets = map[ledger.ID]*Ticket{}
 		d.views[i].waiting = map[ledger.ID]struct{}{}
@@ -260,9 +265,6 @@ var ErrStopping = errors.New("the node is shutting down")
 
 // Failed returns why the journal cannot be written, nil if it can.
 func (d *Desk) Failed() error { return d.current().journal.Failed() }
-
-// Unlogged returns how many partitions refuse requests because the log does not acknowledge (Config.Diskless).
-func (d *Desk) Unlogged() int { return d.current().journal.Unlogged() }
 
 // Open returns how many partitions have an open counter epoch on this node, and how many there are.
 func (d *Desk) Open() (open, all int) {

@@ -79,6 +79,9 @@ func (d *Desk) reserve(ctx context.Context, o *Order) (*Ticket, error) {
 		return nil, err
 	}
 	p := ledger.Partition(o.User, d.cfg.Partitions)
+	if err := d.logAnswers(p); err != nil {
+		return nil, err
+	}
 	t := &Ticket{
 		desk: d, book: b, hold: hold, partition: p, user: o.User, free: o.Free, cut: make(chan struct{}),
 	}

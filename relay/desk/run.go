@@ -31,6 +31,9 @@ func (d *Desk) Run(ctx context.Context, drain time.Duration) error {
 	var releases, mover sync.WaitGroup
 	releases.Go(func() { d.runReleases(releaseCtx) })
 	mover.Go(func() { d.runMover(ctx) })
+	if d.cfg.Diskless && d.cfg.Probe != nil {
+		mover.Go(func() { d.runProbes(ctx) })
+	}
 	d.duties(ctx)
 
 	d.leaving.Store(true)
