@@ -217,6 +217,11 @@ func (b *PriceBook) Models() []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
+// Groups lists the groups that have a ratio of their own, sorted; every other one has 1.
+func (b *PriceBook) Groups() []string {
+	return slices.Sorted(maps.Keys(b.group))
+}
+
 // versionOf hashes the effective options. 16 hex digits name a few thousand versions without a clash.
 func versionOf(effective map[string]string) string {
 	h := sha256.New()

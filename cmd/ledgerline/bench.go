@@ -350,8 +350,11 @@ func (b *bench) seed(ctx context.Context, env map[string]string) (key string, er
 func benchServer(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("bench "+args[0], flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	to := flags.String("target", "", "upstream of the proxy")
-	idle := flags.Int("idle", 64, "connections kept")
+	to, idle := new(string), new(int)
+	if args[0] == "proxy" {
+		flags.StringVar(to, "target", "", "`URL` of the proxy's upstream")
+		flags.IntVar(idle, "idle", 64, "connections kept")
+	}
 	profile := flags.String("profile", "", "path of profiles between two signals, as of bench node; empty: none")
 	if err := parseFlags(flags, args[1:]); err != nil {
 		return err

@@ -77,6 +77,9 @@ func explainOne(ctx context.Context, f rateFlags, getenv func(string) string, st
 		}
 		return fmt.Errorf("rate: %w", err)
 	}
+	if group := bill.Group; !bill.Rating.GroupSpecial && !slices.Contains(t.book.Groups(), group) {
+		bill.Notes = append(bill.Notes, fmt.Sprintf("no option names a group %s, so its ratio is 1; those named are %s", group, strings.Join(t.book.Groups(), ", ")))
+	}
 	if out.recounted {
 		bill.Notes = append(bill.Notes, "the upstream reported no tokens that can be billed: they were counted here, and New API's own count differs a little")
 	}
@@ -280,7 +283,11 @@ func (e *explained) print(w io.Writer) error {
 	}
 	fmt.Fprintf(t, "sum\t\t\t%s\n", e.Exact)
 	fmt.Fprintf(t, "bill\t\t%s\t%d\n", e.Rounding, e.Quota)
-	fmt.Fprintf(t, "\n%d quota units = $%s\n", e.Quota, e.USD)
+	units := "units"
+	if e.Quota == 1 {
+		units = "unit"
+	}
+	fmt.Fprintf(t, "\n%d quota %s = $%s\n", e.Quota, units, e.USD)
 	for _, note := range e.Notes {
 		fmt.Fprintf(t, "note: %s\n", note)
 	}

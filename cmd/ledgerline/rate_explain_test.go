@@ -72,6 +72,10 @@ func TestRateExplainsABill(t *testing.T) {
 			"cache read  60  × 0.135 × 0.25 × 1  2.025",
 		}},
 		{"auto", []string{"-model", "gpt-4o", "-set", "groups", "-group", "auto", "-usage", `{"prompt_tokens":100}`}, []string{"gpt-4o on /v1/chat/completions, a user of group default in group micro"}},
+		{"no such group", []string{"-model", "gpt-4o", "-set", "groups", "-group", "svp", "-usage", `{"completion_tokens":1}`}, []string{
+			"group ratio  1  no entry", "note: no option names a group svp, so its ratio is 1; those named are default, free, micro, svip, third, vip",
+		}},
+		{"one unit", []string{"-model", "gpt-4o-mini", "-set", "groups", "-usage", `{"prompt_tokens":1}`}, []string{"1 quota unit = $0.000002"}},
 		{"nothing", []string{"-model", "gpt-4o", "-set", "groups", "-usage", `{"promptTokenCount":0}`}, []string{"note: usage no input"}},
 	} {
 		out, err := explain(t, nil, append([]string{"-options", options}, c.args...)...)

@@ -88,13 +88,20 @@ func serveRole(ctx context.Context, r role, args []string, getenv func(string) s
 	return n.run(ctx, func(ctx context.Context) error { return n.serve(ctx, ln, stdout) })
 }
 
-// parseFlags parses and turns mistakes into usage errors. The flag package has printed them, and the flags if they were asked for.
+// parseFlags parses and turns mistakes into usage errors, which are printed once, by main. The flags are printed if they were asked for.
 func parseFlags(flags *flag.FlagSet, args []string) error {
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return err //nolint:wrapcheck // the flags are printed; it ends with exit code 0
-		}
-		return usagef("%v", err)
+	usage, output := flags.Usage, flags.Output()
+	flags.Usage = func() {}
+	flags.SetOutput(io.Discard)
+	err := flags.Parse(args)
+	flags.SetOutput(output)
+	flags.Usage = usage
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		usage()
+		return err //nolint:wrapcheck // it ends with exit code 0
+	case err != nil:
+		return usagef("%s: %v; see ledgerline %s -h", flags.Name(), err, flags.Name())
 	}
 	if flags.NArg() > 0 {
 		return usagef("%s: unexpected argument %q", flags.Name(), flags.Arg(0))

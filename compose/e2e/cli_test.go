@@ -54,6 +54,9 @@ func TestMistakesAreNamed(t *testing.T) {
 					t.Errorf("the last line does not say %q: %s", part, got.stderr)
 				}
 			}
+			if lines := strings.Count(got.stderr, "\n"); lines != 1 && strings.HasPrefix(c.name, "flag") {
+				t.Errorf("%d lines: %s", lines, got.stderr)
+			}
 			if strings.Contains(got.stderr, "secret@") {
 				t.Errorf("a password is shown: %s", got.stderr)
 			}
