@@ -204,8 +204,47 @@ func fill(name string) error {
 	return nil
 }
 
+// beating waits until every incarnation that lives has said so from now on: one that could not for as long as HOLD_ORPHAN_AFTER, because
+// of an earlier fault, is about to be given up, which its clients notice.
+func (g *stage) beating() {
+	beats := func() (map[string]int64, error) {
+		rows, err := g.books.db.QueryContext(g.t.Context(), "SELECT HEX(id), beat FROM ledger_producers WHERE state = 'live'")
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = rows.Close() }()
+		out := map[string]int64{}
+		for rows.Next() {
+			var id string
+			var beat int64
+			if err := rows.Scan(&id, &beat); err != nil {
+				return nil, err
+			}
+			out[id] = beat
+		}
+		return out, rows.Err()
+	}
+	var before map[string]int64
+	g.wait("every node says that it lives", func() error {
+		now, err := beats()
+		if err != nil {
+			return err
+		}
+		if before == nil {
+			before = now
+		}
+		for id, beat := range now {
+			if old, known := before[id]; known && old == beat {
+				return fmt.Errorf("%s does not", id)
+			}
+		}
+		return nil
+	})
+}
+
 // rollingRestart restarts every node in turn. Clients that ask once, through nginx, see nothing of it.
 func (g *stage) rollingRestart() {
+	g.beating()
 	for _, n := range g.nodes {
 		n.ready()
 	}
