@@ -413,34 +413,51 @@ func TestCloseEarly(t *testing.T) {
 	})
 }
 
-// At most so many connections are kept, and not for ever.
-func TestIdle(t *testing.T) {
+// atOnce makes requests whose connections are all in use together.
+func atOnce(t *testing.T, c doer, s *server, n int) {
+	t.Helper()
+	var open []*http.Response
+	for range n {
+		resp, err := c.do(t.Context(), s.post("{}"))
+		check(t, err)
+		open = append(open, resp)
+	}
+	for _, resp := range open {
+		_, err := io.ReadAll(resp.Body)
+		check(t, err)
+		check(t, resp.Body.Close())
+	}
+}
+
+// At most so many connections are kept of a server, and of all; the oldest go.
+func TestMaxIdle(t *testing.T) {
 	cfg := config()
-	cfg.MaxIdle, cfg.MaxIdlePerHost, cfg.IdleTimeout = 3, 2, 100*time.Millisecond
+	cfg.MaxIdle, cfg.MaxIdlePerHost = 3, 2
 	each(t, cfg, func(t *testing.T, c doer) {
-		var servers []*server
-		for range 3 {
-			servers = append(servers, answers(t, whole))
-		}
-		// Three at once to each: two are kept, and the oldest go when there are more than three.
-		for _, s := range servers {
-			var open []*http.Response
-			for range 3 {
-				resp, err := c.do(t.Context(), s.post("{}"))
-				check(t, err)
-				open = append(open, resp)
-			}
-			for _, resp := range open {
-				_, err := io.ReadAll(resp.Body)
-				check(t, err)
-				resp.Body.Close()
+		a, b := answers(t, whole), answers(t, whole)
+		defer a.stop()
+		defer b.stop()
+		defer c.close()
+		for _, step := range []struct {
+			server *server
+			conns  int64 // in all, after three requests at once
+		}{{a, 3}, {a, 4}, {b, 3}, {a, 6}} { // two of a's are kept; one has to go for b's two
+			if atOnce(t, c, step.server, 3); step.server.conns.Load() != step.conns {
+				t.Errorf("%d connections, want %d", step.server.conns.Load(), step.conns)
 			}
 		}
-		for _, s := range servers {
-			s.stop() // all end, without the client being told to
-			if n := s.conns.Load(); n != 3 {
-				t.Errorf("%d connections for three requests at once", n)
-			}
+	})
+}
+
+// An idle connection is not kept for ever.
+func TestIdleTimeout(t *testing.T) {
+	cfg := config()
+	cfg.IdleTimeout = 50 * time.Millisecond
+	each(t, cfg, func(t *testing.T, c doer) {
+		for range 2 {
+			s := answers(t, whole)
+			atOnce(t, c, s, 2)
+			s.stop() // the client closes them of its own accord
 		}
 	})
 }
