@@ -18,7 +18,6 @@ import (
 var (
 	histories = flag.Int("histories", 1000, "random histories to run")
 	firstSeed = flag.Uint64("first", 1, "seed of the first one")
-	within    = flag.Duration("within", 0, "how long they may take; 0: however long they take")
 	oneSeed   = flag.Uint64("seed", 0, "run this one history only and print it")
 	find      = flag.Bool("find", false, "only name the seed that fails")
 	tellCalls = flag.Bool("calls", false, "with -seed: print every call, too")
@@ -50,9 +49,6 @@ func TestHistories(t *testing.T) {
 	t.Log(total.String())
 	t.Logf("%.1f s on %d processors, %.1f ms of one for a history", took.Seconds(), *workers, took.Seconds()*1000*float64(*workers)/float64(*histories))
 	total.check(t)
-	if *within > 0 && took > *within {
-		t.Errorf("TOO SLOW, not wrong: all %d histories hold, but they took %.1f s, and %s is the bound", *histories, took.Seconds(), *within)
-	}
 }
 
 // A seed is a history: the same calls at the same times, whatever the machine does. Without that no failure could be looked into. One in some
