@@ -55,6 +55,16 @@ func (f *flaky) Release(ctx context.Context, calls []ledger.ReleaseCall) error {
 	return f.Local.Release(ctx, calls)
 }
 
+func (f *flaky) Holds(ctx context.Context, partition int, incarnation ledger.ID) ([]ledger.OpenHold, error) {
+	if f.hangs.Load() && f.away(partition) {
+		<-ctx.Done()
+	}
+	if err := ctx.Err(); err != nil { // as a connection does
+		return nil, err
+	}
+	return f.Local.Holds(ctx, partition, incarnation)
+}
+
 func (f *flaky) State(ctx context.Context, partitions ...int) ([]ledger.Counters, error) {
 	if f.mute.Load() || slices.ContainsFunc(partitions, f.away) {
 		if f.hangs.Load() {

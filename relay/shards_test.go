@@ -99,6 +99,37 @@ func TestOneServerHangs(t *testing.T) {
 	n.drain()
 }
 
+// The sweep goes past the partitions of a server that hangs.
+func TestSweepPassesAServerThatHangs(t *testing.T) {
+	s := newStack(t, relaytest.Script{})
+	f := &flaky{Local: s.counters}
+	n := s.start(behind(f))
+	a := n.account(start, start)
+	for ledger.Partition(a.user, partitions) == 0 {
+		a = n.account(start, start)
+	}
+	n.await("the account to be loaded", func() bool { return n.post(a.key, chatPath, chat("")).status == 200 })
+	n.drain()
+	p := ledger.Partition(a.user, partitions)
+	f.hangs.Store(true)
+	f.dead.Store(1) // partition 0
+	states, err := n.counters.State(t.Context(), p)
+	n.must(err)
+	reply, err := n.counters.Reserve(t.Context(), ledger.ReserveCall{
+		Hold: ledger.ID{1}, Incarnation: states[0].Members[0], Partition: p, Epoch: states[0].Epoch, User: a.user, Token: a.token, Want: 1000,
+	})
+	if n.must(err); reply.Outcome != ledger.OutcomeGranted {
+		t.Fatalf("%+v", reply)
+	}
+	n.await("the unknown hold to be voided", func() bool {
+		hot, err := n.counters.Accounts(t.Context(), p, []ledger.Account{a.users})
+		n.must(err)
+		return hot[0].OpenHolds == 0
+	})
+	f.dead.Store(0)
+	n.drain()
+}
+
 // chargedTo is the sum of a user's bills.
 func (n *node) chargedTo(a account) (sum int64) {
 	for _, ev := range n.clerk.usage() {

@@ -30,7 +30,8 @@ const (
 	journalInKafka = "kafka"
 )
 
-// minOrphanAfter is three heartbeats and a bit: a node that beats is never given up.
+// minOrphanAfter is three heartbeats and a bit: a node is not given up for one or two that came late. One whose heartbeats do not reach
+// the database for as long is, whatever it does meanwhile.
 const minOrphanAfter = 10 * time.Second
 
 // config is everything that can be set, by environment variable. README.md lists them; a test keeps the two in step.

@@ -136,6 +136,8 @@ type Desk struct {
 	open    atomic.Int64
 	leaving atomic.Bool
 
+	sweepFrom int // where the next sweep begins; of the duties' goroutine alone
+
 	looked    chan struct{} // closed once the epochs were looked at
 	sawEpochs sync.Once
 }

@@ -259,14 +259,22 @@ func (d *Desk) renew(ctx context.Context, old *book) error {
 	return nil
 }
 
-// sweep voids holds of this node's incarnation that it does not know: calls that were executed after their caller gave up.
+// sweep voids holds of this node's incarnation that it does not know: calls that were executed after their caller gave up. A server that
+// hangs keeps its own partitions from it; if there are so many of them that ctx ends, the next sweep begins where this one stopped.
 func (d *Desk) sweep(ctx context.Context) error {
 	own := d.current()
-	var failed []error // one partition must not keep the others
-	for p := range d.views {
-		if err := d.sweepPartition(ctx, p, own.incarnation); err != nil {
+	var failed []error
+	first := d.sweepFrom
+	for i := range d.views {
+		p := (first + i) % len(d.views)
+		if d.sweepFrom = p; ctx.Err() != nil {
+			break
+		}
+		once, cancel := context.WithTimeout(ctx, lookPatience)
+		if err := d.sweepPartition(once, p, own.incarnation); err != nil {
 			failed = append(failed, fmt.Errorf("sweep holds of partition %d: %w", p, err))
 		}
+		cancel()
 	}
 	return errors.Join(failed...)
 }
