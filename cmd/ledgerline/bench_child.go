@@ -161,7 +161,12 @@ const clockTick = 10 * time.Millisecond
 
 // procStat returns the CPU time and the resident memory of a process; zeros where /proc does not tell.
 func procStat(pid int) (cpu time.Duration, rss int64) {
-	raw, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	return readStat(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+}
+
+// readStat reads such figures of a process, or of one thread.
+func readStat(path string) (cpu time.Duration, rss int64) {
+	raw, err := os.ReadFile(path)
 	if err != nil {
 		return 0, 0
 	}

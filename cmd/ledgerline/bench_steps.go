@@ -207,7 +207,7 @@ func usageOf(pid int) (u usage, err error) {
 		}
 	}
 	if len(threads) > 1 { // a Go program starts the monitor before it starts any other thread
-		cpu, _ := procStat(threads[1])
+		cpu, _ := readStat(filepath.Join(dir, "task", strconv.Itoa(threads[1]), "stat"))
 		u.monitor = float64(cpu.Microseconds())
 	}
 	return u, nil
