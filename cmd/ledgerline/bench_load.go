@@ -128,14 +128,13 @@ func idle(ctx context.Context, t *target) error {
 	return nil
 }
 
-// work is the CPU time of the target's processes so far. That of the broker's compilers is told apart: see warmBroker.
+// work is the CPU time of the target's processes so far. What the broker's compilers have of it is told, too: see warmBroker.
 func (t *target) work() map[string]time.Duration {
 	all := map[string]time.Duration{}
 	for name, pid := range t.pids {
 		all[name], _ = procStat(pid)
 		if name == engineNames["KAFKA_BROKERS"] {
 			all[compilersName] = compilerTime(pid)
-			all[name] -= all[compilersName]
 		}
 	}
 	return all

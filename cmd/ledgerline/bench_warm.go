@@ -15,9 +15,9 @@ import (
 
 // A broker in use has run for weeks, and a new JVM interprets: at the 80 requests a second that a node makes, compiling them takes minutes,
 // and costs more than they do. So it gets many requests of the same kinds before, as fast as it goes, and what its compilers
-// still do afterwards is shown by itself and is in no sum.
+// still do afterwards is shown by itself; it counts all the same.
 const (
-	compilersName = "Kafka's compilers (in no sum)"
+	compilersName = "Kafka's compilers (part of Kafka)"
 	warmEvents    = 120_000
 	// warmBatch makes some 15,000 requests of them: the JVM compiles to its last tier what was called 5,000 times, level by level.
 	warmBatch = 10_000
