@@ -27,7 +27,7 @@ type Config struct {
 	ConnectTimeout   time.Duration // TCP and TLS; 10 s
 	FirstByteTimeout time.Duration // RELAY_TIMEOUT: until the response headers; 0 = none
 	IdleConnTimeout  time.Duration // RELAY_IDLE_CONN_TIMEOUT; 90 s
-	MaxIdle          int           // RELAY_MAX_IDLE_CONNS; 500
+	MaxIdle          int           // RELAY_MAX_IDLE_CONNS, of each of the two clients; 500
 	MaxIdlePerHost   int           // RELAY_MAX_IDLE_CONNS_PER_HOST; 100
 	SkipVerify       bool          // TLS_INSECURE_SKIP_VERIFY
 }
