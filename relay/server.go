@@ -10,6 +10,7 @@
 //	admit.go    body → hold
 //	attempt.go  channels, retries, upstream failures
 //	stream.go   a streamed answer
+//	readroom.go what it is read into
 //	overload.go refusing what the processors cannot do
 //	quota.go    keeping a stream of unknown length paid for
 //	plain.go    an answer in one piece
@@ -42,10 +43,6 @@ const (
 	maxPlainAnswer = 128 << 20
 	// maxErrorBody bounds what is read of an upstream's failure.
 	maxErrorBody = 64 << 10
-	// streamFirstBuffer is how much of a stream is read at once: some chunks, and the steady memory of a stream at a model's pace.
-	// streamReadBuffer takes its place for a stream that fills it.
-	streamFirstBuffer = 2 << 10
-	streamReadBuffer  = 16 << 10
 	// settleTimeout bounds the wait for the journal's fsync once the client may have gone.
 	settleTimeout = 30 * time.Second
 	// plainTimeout bounds an answer in one piece, all tries together: its client may have gone long ago.
@@ -98,7 +95,7 @@ type Server struct {
 	load    *overload
 	bodies  bodies
 	charged atomic.Int64
-	buffers sync.Pool // of *[streamReadBuffer]byte
+	spare   readBuffers
 
 	// noUsageOption remembers, by channel, the address whose upstream refuses stream_options; bounded by the number of channels.
 	noUsageOption sync.Map // int64 to string
@@ -134,7 +131,6 @@ func New(cfg Config) *Server {
 		cfg: cfg, log: cfg.Logger, now: cfg.Now, limits: dialect.DefaultLimits(), metrics: newMetrics(cfg.Metrics),
 		load: newOverload(cfg.Runnable), bodies: bodies{limit: max(cfg.MaxBodies, cfg.MaxBody+1)},
 	}
-	s.buffers.New = func() any { return new([streamReadBuffer]byte) }
 	return s
 }
 

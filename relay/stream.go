@@ -69,13 +69,8 @@ func (w *watchdog) read(r io.Reader, buf []byte, patience time.Duration) (int, e
 // stream relays a stream byte-exact, flushed per upstream read, and keeps its last events back until the usage event is
 // durable (L1).
 func (x *exchange) stream(ctx context.Context, cancel context.CancelFunc, resp *http.Response) {
-	var big *[streamReadBuffer]byte
-	defer func() {
-		if big != nil {
-			x.s.buffers.Put(big)
-		}
-	}()
-	buf := make([]byte, streamFirstBuffer)
+	room := newReadRoom(&x.s.spare)
+	defer room.release()
 	st := &streaming{
 		x: x, scan: sse.NewScanner(x.s.cfg.MaxEvent), meter: meter.New(x.meterConfig()), watch: newWatchdog(cancel),
 	}
@@ -89,19 +84,17 @@ func (x *exchange) stream(ctx context.Context, cancel context.CancelFunc, resp *
 			}
 			patience = time.Until(until)
 		}
-		n, err := st.watch.read(resp.Body, buf, patience)
+		buf := *room.buf
+		n, err := st.watch.read(resp.Body, buf[unfinishedRoom:], patience)
 		if n > 0 {
-			if ferr := st.scan.Feed(buf[:n]); ferr != nil {
+			if ferr := st.scan.FeedBehind(buf[:unfinishedRoom+n], unfinishedRoom); ferr != nil {
 				x.s.log.Warn("an upstream's event is larger than allowed; the stream ends", "request", x.id, "channel", x.channel.ID)
 				st.broken = true
 				break
 			}
 			st.pump(ctx)
 		}
-		if n == len(buf) && big == nil { // it comes faster than it goes out
-			big = x.s.buffers.Get().(*[streamReadBuffer]byte)
-			buf = big[:]
-		}
+		room.took(n)
 		if err != nil {
 			st.gone = st.gone || !errors.Is(err, io.EOF) && x.r.Context().Err() != nil
 			break

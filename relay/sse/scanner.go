@@ -119,6 +119,19 @@ func (s *Scanner) Feed(p []byte) error {
 	return nil
 }
 
+// FeedBehind is Feed for bytes that were read to buf[at:]. The scanner may put what is left of an unfinished event in front of them,
+// which spares it a copy of the whole; what does not fit there is treated as Feed does. It keeps buf until the next Feed.
+func (s *Scanner) FeedBehind(buf []byte, at int) error {
+	rest := s.win[s.start:]
+	if len(rest) == 0 || len(rest) > min(at, s.max) {
+		return s.Feed(buf[at:])
+	}
+	from := at - copy(buf[at-len(rest):at], rest)
+	s.shift(s.start)
+	s.win, s.own = buf[from:], false
+	return nil
+}
+
 // Next returns the next whole event of what was fed. False means that the rest is unfinished: Feed more, or Flush.
 func (s *Scanner) Next() (Event, bool) {
 	for {

@@ -14,11 +14,34 @@ import (
 type want struct{ Data, Name string }
 
 // scan feeds the input in the fragments that cuts gives and returns the payloads, every byte handed out, and the
-// number of events with and without payload.
+// number of events with and without payload. Where the fragments lie must make no difference.
 func scan(t testing.TB, in []byte, cut func(left int) int) (got []want, raw []byte) {
 	t.Helper()
+	var sizes []int
+	got, raw = scanBehind(t, in, 0, func(left int) int {
+		n := min(max(cut(left), 1), left)
+		sizes = append(sizes, n)
+		return n
+	})
+	for _, at := range []int{1, 12, 512} {
+		rest := sizes
+		again, bytesAgain := scanBehind(t, in, at, func(int) int {
+			n := rest[0]
+			rest = rest[1:]
+			return n
+		})
+		if diff := cmp.Diff(got, again); diff != "" || !bytes.Equal(raw, bytesAgain) {
+			t.Fatalf("fed behind %d bytes: payloads (-Feed +FeedBehind):\n%s\nbytes %q, not %q", at, diff, bytesAgain, raw)
+		}
+	}
+	return got, raw
+}
+
+// scanBehind is scan with fragments that have at bytes in front of them.
+func scanBehind(t testing.TB, in []byte, at int, cut func(left int) int) (got []want, raw []byte) {
+	t.Helper()
 	s := NewScanner(0)
-	buf := make([]byte, 0, 64)
+	buf := make([]byte, at, at+64)
 	see := func(e Event) {
 		raw = append(raw, e.Raw...)
 		if e.Data != nil {
@@ -29,10 +52,10 @@ func scan(t testing.TB, in []byte, cut func(left int) int) (got []want, raw []by
 		}
 	}
 	for len(in) > 0 {
-		n := min(max(cut(len(in)), 1), len(in))
-		buf = append(buf[:0], in[:n]...) // one reused buffer, as the relay's: what is kept must be copied
+		n := cut(len(in))
+		buf = append(buf[:at], in[:n]...) // one reused buffer, as the relay's: what is kept must be copied
 		in = in[n:]
-		if err := s.Feed(buf); err != nil {
+		if err := s.FeedBehind(buf, at); err != nil {
 			t.Fatal(err)
 		}
 		for e, ok := s.Next(); ok; e, ok = s.Next() {
