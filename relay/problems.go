@@ -79,10 +79,10 @@ func (x *exchange) admissionProblem(err error) (p *dialect.Problem, retryAfter i
 	case errors.Is(err, journal.ErrNoLog):
 		return problem(http.StatusServiceUnavailable, codeNoLog, "the node cannot record usage at the moment, try again shortly"), 1
 	case errors.Is(err, journal.ErrFailed):
-		x.s.log.Error("requests are refused: the journal cannot be written", "error", err)
+		x.s.complaints.Do(func() { x.s.log.Error("requests are refused: the journal cannot be written", "error", err) })
 		return problem(http.StatusServiceUnavailable, codeJournal, "the node cannot record usage at the moment"), journalRetry
 	default:
-		x.s.log.Warn("requests are refused: no hold can be taken", "error", err)
+		x.s.complaints.Do(func() { x.s.log.Warn("requests are refused: no hold can be taken", "error", err) })
 		return problem(http.StatusServiceUnavailable, codeNoCounters, "quotas cannot be checked at the moment, try again"), 1
 	}
 }

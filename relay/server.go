@@ -30,6 +30,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"ledgerline/relay/catalog"
 	"ledgerline/relay/desk"
@@ -96,6 +97,8 @@ type Server struct {
 	bodies  bodies
 	charged atomic.Int64
 	spare   readBuffers
+
+	complaints rate.Sometimes // of what every request meets until somebody mends it
 
 	// noUsageOption remembers, by channel, the address whose upstream refuses stream_options; bounded by the number of channels.
 	noUsageOption sync.Map // int64 to string

@@ -20,6 +20,7 @@ const freshPatience = time.Second
 type server struct {
 	http.Server
 	port net.Listener
+	open atomic.Int64 // connections
 
 	waiting atomic.Int64 // size of fresh
 	mu      sync.Mutex
@@ -28,9 +29,10 @@ type server struct {
 
 type connKey struct{}
 
-// newServer serves a port with what the settings say, their handler above all.
-func newServer(port net.Listener, settings *http.Server) *server {
-	s := &server{port: drained(port), fresh: map[net.Conn]struct{}{}}
+// newServer serves a port with what the settings say, their handler above all, over so many connections at the most.
+func newServer(port net.Listener, settings *http.Server, connections int) *server {
+	s := &server{fresh: map[net.Conn]struct{}{}}
+	s.port = newBoundedListener(drained(port), &s.open, connections)
 	s.Handler = s.noting(settings.Handler)
 	s.ReadHeaderTimeout, s.MaxHeaderBytes, s.IdleTimeout, s.ErrorLog = settings.ReadHeaderTimeout, settings.MaxHeaderBytes, settings.IdleTimeout, settings.ErrorLog
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
@@ -38,6 +40,7 @@ func newServer(port net.Listener, settings *http.Server) *server {
 		return context.WithValue(ctx, connKey{}, c)
 	}
 	s.ConnState = func(c net.Conn, state http.ConnState) {
+		counted(&s.open, state)
 		if state == http.StateClosed || state == http.StateHijacked {
 			s.note(c, false)
 		}

@@ -54,6 +54,7 @@ type node struct {
 	quotas   *consumers.Runner
 	usages   *consumers.Runner
 	started  time.Time
+	files    fileShares
 
 	rootPassword string // of a root user that this start made
 }
@@ -82,7 +83,12 @@ type counters interface {
 
 // newNode opens the stores and builds everything that runs on them. The caller closes it.
 func newNode(ctx context.Context, cfg *config, r role, log *slog.Logger) (*node, error) {
-	n := &node{cfg: cfg, role: r, log: log, reg: prometheus.NewRegistry(), started: time.Now()}
+	limit := openFiles()
+	n := &node{cfg: cfg, role: r, log: log, reg: prometheus.NewRegistry(), started: time.Now(), files: shareFiles(limit)}
+	if r.relays && limit < fewFiles {
+		log.Warn("few files may be open at once, and connections are files: raise the limit (ulimit -n, LimitNOFILE)", "limit", limit,
+			"client_connections", n.files.clients, "open_requests", n.files.requests)
+	}
 	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if err := makeFolders(cfg); err != nil {
 		return nil, err
@@ -136,7 +142,7 @@ func (n *node) buildRelay(ctx context.Context) error {
 		Node: n.cfg.NodeName, Partitions: n.stores.log.Partitions, Journal: n.journalConfig(), Diskless: n.cfg.diskless(),
 		Counters: n.counters, Bank: bank{n.db, n.cfg.diskless()}, Outbox: outbox{n.db}, Logger: n.log, Metrics: n.reg,
 		Ship:     func(ctx context.Context, j *journal.Journal) error { return shipper.Ship(ctx, j) },
-		HoldEnds: n.holdEnds,
+		HoldEnds: n.holdEnds, MaxOpen: n.files.requests,
 		Probe: func(ctx context.Context, partition int) error {
 			_, _, err := n.events.Bounds(ctx, partition)
 			return err

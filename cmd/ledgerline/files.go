@@ -1,0 +1,32 @@
+package main
+
+import "ledgerline/relay/desk"
+
+// A node that has no file left to open can neither write its journal nor reach an upstream, whoever holds the files (L7). So the
+// connections of clients, and the upstream's of open requests, get shares of what the system allows, and the rest is kept for the journal,
+// the databases, Redis, Kafka and the connections to upstreams that wait for their next request.
+type fileShares struct {
+	clients  int // connections of clients, idle ones included
+	requests int // open requests
+}
+
+const (
+	// keptFiles is the least that is kept for the node itself, and keptShare the part of the whole: a larger node has larger pools.
+	keptFiles = 400
+	keptShare = 8
+	// requestShare is the requests' part of the rest, in eighths. Clients keep connections that ask for nothing.
+	requestShare = 3
+	eighths      = 8
+	// leastFiles is shared where next to nothing is allowed: such a node can be tried.
+	leastFiles = 64
+	// fewFiles is below what a node in use should have; many systems allow a million.
+	fewFiles = 8192
+)
+
+// shareFiles divides what may be open at once.
+func shareFiles(limit uint64) fileShares {
+	all := int(min(limit, 1<<30))
+	rest := max(leastFiles, all-max(keptFiles, all/keptShare))
+	requests := min(desk.MaxOpen, rest*requestShare/eighths)
+	return fileShares{clients: rest - requests, requests: requests}
+}
