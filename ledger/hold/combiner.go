@@ -1,6 +1,7 @@
 package hold
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,54 +24,65 @@ type call struct {
 	err        error
 }
 
-// errand is the calls that one goroutine waits for.
+// errand is the calls that one goroutine waits for. All of it but the channel is guarded by combiner.mu.
 type errand struct {
-	left int           // guarded by combiner.mu: calls without an answer
-	done chan struct{} // closed when there are none
+	last   *call // once it was taken nothing of the errand waits any more
+	left   int   // calls without an answer
+	eager  bool  // a turn may be handed to it
+	handed bool  // it was given a turn, and has not used it
+	flies  bool  // its goroutine is on a trip
+	// signal tells its goroutine that it has a turn (false), or that all is answered (true). Nothing comes after that, and one turn at
+	// the most before, so it never holds more than two.
+	signal chan bool
+}
+
+// patience says how long calls may wait.
+type patience struct {
+	company time.Duration // for a trip that somebody else needs, before they make one of their own
+	whole   time.Duration // in all; 0: the context alone bounds it
 }
 
 // combiner coalesces the calls of concurrent goroutines into few trips. It has no goroutine of its own: a caller waits for its
 // answer or for its turn to fly, and who gets the turn takes along all that waits. So a lone call flies at once, and under
-// load a trip carries what gathered while the last ones were on their way.
+// load a trip carries what gathered while the last ones were on their way. A turn is handed to one errand that waits: were it
+// offered to all, those whose calls are under way already would be woken for it, one after the other.
 type combiner struct {
-	fly   func(calls []*call)
-	turns chan struct{} // one token per trip that may be on its way
+	fly func(calls []*call)
 
 	mu      sync.Mutex
+	turns   int     // trips that may begin; 0 while an eager errand waits that was handed none
 	waiting []*call // at most MaxWaiting
 	stats   Stats
 }
 
-func newCombiner(trips int, fly func([]*call)) *combiner {
-	c := &combiner{fly: fly, turns: make(chan struct{}, trips)}
-	for range trips {
-		c.turns <- struct{}{}
-	}
-	return c
-}
+func newCombiner(trips int, fly func([]*call)) *combiner { return &combiner{fly: fly, turns: trips} }
 
 // do sends calls, in order within their partition, and returns when all are answered. The error is that of the first call that
 // failed, or ctx's; in the latter case what has not left yet never will.
-func (c *combiner) do(ctx context.Context, calls ...*call) error { return c.doWithin(ctx, 0, calls...) }
+func (c *combiner) do(ctx context.Context, calls ...*call) error {
+	return c.doWithin(ctx, patience{}, calls...)
+}
 
-// doWithin is do for calls that nobody is in a hurry for: they leave with the next trip that somebody else needs, or, if there
-// is none within patience, with one of their own.
-func (c *combiner) doWithin(ctx context.Context, patience time.Duration, calls ...*call) error {
+// doWithin is do with a bound in time, beyond which it fails with context.DeadlineExceeded, and for calls that nobody is in a hurry for.
+func (c *combiner) doWithin(ctx context.Context, p patience, calls ...*call) error {
+	now := time.Now()
+	e := &errand{last: calls[len(calls)-1], left: len(calls), eager: p.company == 0, signal: make(chan bool, 2)}
+	for _, one := range calls {
+		one.since, one.errand = now, e
+	}
 	c.mu.Lock()
 	if len(c.waiting)+len(calls) > MaxWaiting {
 		c.mu.Unlock()
 		return ErrOverloaded
 	}
-	now := time.Now()
-	e := &errand{left: len(calls), done: make(chan struct{})}
-	for _, one := range calls {
-		one.since, one.errand = now, e
-	}
 	c.waiting = append(c.waiting, calls...)
+	batch := c.next(e)
 	c.mu.Unlock()
-	if err := c.await(ctx, e, calls[len(calls)-1], patience); err != nil {
-		c.abandon(calls)
-		return fmt.Errorf("wait for redis: %w", err)
+	if !c.travel(e, batch) {
+		if err := c.await(ctx, e, p); err != nil {
+			c.abandon(e, calls)
+			return fmt.Errorf("wait for redis: %w", err)
+		}
 	}
 	for _, one := range calls {
 		if one.err != nil {
@@ -80,41 +92,76 @@ func (c *combiner) doWithin(ctx context.Context, patience time.Duration, calls .
 	return nil
 }
 
-// await flies until the errand is done or nothing of it waits any more: that is so once its last call was taken.
-func (c *combiner) await(ctx context.Context, e *errand, last *call, patience time.Duration) error {
-	turns := c.turns
-	var alone <-chan time.Time
-	if patience > 0 {
-		timer := time.NewTimer(patience)
+// await waits, and flies whenever it is e's turn, until the errand is done.
+func (c *combiner) await(ctx context.Context, e *errand, p patience) error {
+	var late <-chan time.Time
+	var timer *time.Timer
+	if first := cmp.Or(p.company, p.whole); first > 0 {
+		timer = time.NewTimer(first)
 		defer timer.Stop()
-		turns, alone = nil, timer.C
+		late = timer.C
 	}
+	hurries := p.company == 0
 	for {
 		select {
-		case <-e.done:
-			return nil
-		case <-alone:
-			turns = c.turns
+		case done := <-e.signal:
+			if done {
+				return nil
+			}
+		case <-late:
+			if hurries {
+				return context.DeadlineExceeded
+			}
+			if hurries, late = true, nil; p.whole > 0 {
+				timer.Reset(max(0, p.whole-p.company))
+				late = timer.C
+			}
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-turns:
-			batch := c.take(last)
-			if batch == nil {
-				turns = nil // others' trips have all of it: leave the turn to those who wait
-			} else {
-				c.fly(batch)
-				c.land(batch)
-			}
-			c.turns <- struct{}{}
+		}
+		c.mu.Lock()
+		e.eager = e.eager || hurries
+		batch := c.next(e)
+		c.mu.Unlock()
+		if c.travel(e, batch) {
+			return nil
 		}
 	}
 }
 
-// take returns the calls of the next trip, or nil if one is not waiting any more.
-func (c *combiner) take(one *call) []*call {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if one.taken {
+// travel makes a trip with batch, if there is one, and more for as long as it is e's turn. It reports whether the errand is done.
+func (c *combiner) travel(e *errand, batch []*call) (done bool) {
+	for len(batch) > 0 {
+		c.fly(batch)
+		c.mu.Lock()
+		c.land(e, batch)
+		if batch = nil; e.last.taken {
+			c.pass()
+		} else {
+			e.handed = true // it keeps its turn
+			batch = c.next(e)
+		}
+		done = e.left == 0
+		c.mu.Unlock()
+	}
+	return done
+}
+
+// next returns the calls of a trip that e is to make now, if it waits and has a turn or one is free; mu is held. A turn that it has no
+// use for, because others' trips have all of it, goes to those who wait.
+func (c *combiner) next(e *errand) []*call {
+	switch {
+	case e.last.taken && e.handed:
+		e.handed = false
+		c.pass()
+		return nil
+	case e.last.taken:
+		return nil
+	case e.handed:
+		e.handed = false
+	case e.eager && c.turns > 0:
+		c.turns--
+	default:
 		return nil
 	}
 	n := min(len(c.waiting), MaxTrip)
@@ -125,24 +172,37 @@ func (c *combiner) take(one *call) []*call {
 	}
 	c.stats.Trips++
 	c.stats.Calls += uint64(n)
+	e.flies = true
 	return batch
 }
 
-func (c *combiner) land(batch []*call) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// pass hands a turn to the first that waits for one, with mu held.
+func (c *combiner) pass() {
+	for _, one := range c.waiting {
+		if e := one.errand; e.eager && !e.handed && !e.flies {
+			e.handed = true
+			e.signal <- false
+			return
+		}
+	}
+	c.turns++
+}
+
+// land notes the answers of e's trip, with mu held.
+func (c *combiner) land(e *errand, batch []*call) {
+	e.flies = false
 	for _, one := range batch {
 		if one.err != nil {
 			c.stats.Failures++
 		}
-		if one.errand.left--; one.errand.left == 0 {
-			close(one.errand.done)
+		if one.errand.left--; one.errand.left == 0 && one.errand != e {
+			one.errand.signal <- true
 		}
 	}
 }
 
 // abandon takes out what has not left yet.
-func (c *combiner) abandon(calls []*call) {
+func (c *combiner) abandon(e *errand, calls []*call) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	gone := map[*call]bool{}
@@ -157,6 +217,7 @@ func (c *combiner) abandon(calls []*call) {
 		}
 	}
 	c.waiting = kept
+	c.next(e) // a turn that it was handed goes on
 }
 
 func (c *combiner) read() Stats {

@@ -3,6 +3,8 @@ package hold
 import (
 	"context"
 	"errors"
+	"runtime"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -161,10 +163,10 @@ func TestCombinerIsBounded(t *testing.T) {
 func TestCombinerIsPatient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, f := testCombiner(2)
-		const patience = 2 * time.Millisecond
+		const company = 2 * time.Millisecond
 		patient := func(calls ...*call) <-chan error {
 			ended := make(chan error, 1)
-			go func() { ended <- c.doWithin(t.Context(), patience, calls...) }()
+			go func() { ended <- c.doWithin(t.Context(), patience{company: company}, calls...) }()
 			synctest.Wait()
 			return ended
 		}
@@ -181,12 +183,83 @@ func TestCombinerIsPatient(t *testing.T) {
 			t.Fatal(err)
 		}
 		alone := patient(newTestCall())
-		if calls := <-f.started; len(calls) != 1 || time.Since(begun) != patience {
-			t.Fatalf("a trip with %d calls after %s, want one after %s", len(calls), time.Since(begun), patience)
+		if calls := <-f.started; len(calls) != 1 || time.Since(begun) != company {
+			t.Fatalf("a trip with %d calls after %s, want one after %s", len(calls), time.Since(begun), company)
 		}
 		f.land <- nil
 		if err := <-alone; err != nil {
 			t.Fatal(err)
 		}
 	})
+}
+
+// A turn goes to one that waits, once, whatever becomes of it; a call that is not answered in time fails, and gives its turn on.
+func TestCombinerHandsTurnsOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, f := testCombiner(1)
+		bounded := func(calls ...*call) <-chan error {
+			ended := make(chan error, 1)
+			go func() {
+				ended <- c.doWithin(t.Context(), patience{company: time.Millisecond, whole: 3 * time.Millisecond}, calls...)
+			}()
+			synctest.Wait()
+			return ended
+		}
+		for range 3 { // a turn that got lost would be missed in the next round
+			first := start(t.Context(), c, newTestCall())
+			<-f.started
+			begun := time.Now()
+			late := bounded(newTestCall())
+			if err := <-late; !errors.Is(err, context.DeadlineExceeded) || time.Since(begun) != 3*time.Millisecond {
+				t.Fatalf("error %v after %s", err, time.Since(begun))
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			leaves, stays := start(ctx, c, newTestCall()), start(t.Context(), c, newTestCall())
+			// The turn is handed to the one that leaves at the same moment: it may fly, or hand the turn on.
+			cancel()
+			f.land <- nil
+			if calls := <-f.started; len(calls) == 0 || len(calls) > 2 {
+				t.Fatalf("a trip with %d calls", len(calls))
+			}
+			f.land <- nil
+			if err := <-leaves; err != nil && !errors.Is(err, context.Canceled) {
+				t.Fatal(err)
+			}
+			if err := errors.Join(<-first, <-stays); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if c.turns != 1 || len(c.waiting) != 0 {
+			t.Fatalf("%d turns and %d calls are left, want 1 and 0", c.turns, len(c.waiting))
+		}
+	})
+}
+
+// No turn is lost among many callers, patient ones and ones that leave: it would be missed in the end, or somebody would wait for ever.
+func TestCombinerUnderLoad(t *testing.T) {
+	c := newCombiner(2, func([]*call) { runtime.Gosched() })
+	const callers, rounds = 64, 300
+	var all sync.WaitGroup
+	for n := range callers {
+		all.Go(func() {
+			for i := range rounds {
+				ctx, cancel := context.WithCancel(t.Context())
+				if (n+i)%100 == 0 {
+					cancel()
+				}
+				p := patience{whole: time.Minute}
+				if n%8 == 0 {
+					p.company = time.Millisecond
+				}
+				if err := c.doWithin(ctx, p, newTestCall(), newTestCall()); err != nil && !errors.Is(err, context.Canceled) {
+					t.Error(err)
+				}
+				cancel()
+			}
+		})
+	}
+	all.Wait()
+	if c.turns != 2 || len(c.waiting) != 0 {
+		t.Fatalf("%d turns and %d calls are left, want 2 and 0", c.turns, len(c.waiting))
+	}
 }
