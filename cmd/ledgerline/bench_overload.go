@@ -16,7 +16,7 @@ const (
 	// overloadPatience is how long a client waits for its answer before it gives up.
 	overloadPatience = 10 * time.Second
 	// overloadClients bounds the requests under way, and with them what the load itself costs on the same machine.
-	overloadClients = 4096
+	overloadClients = 8192
 	// offerEvery is how often requests are let go; finer steps the clock of a busy machine does not keep.
 	offerEvery = 5 * time.Millisecond
 )

@@ -13,9 +13,8 @@ import (
 
 const (
 	// refusalPatience is how long a connection that is refused may take to read why. Until then it holds a file, so only
-	// maxRefusing are told at once, and others are closed.
+	// fileShares.refused are told at once, and others are closed.
 	refusalPatience = 500 * time.Millisecond
-	maxRefusing     = 64
 	// maxUnread is what is read of a request that is refused, in bytes: closing a connection with unread bytes resets it, and takes the
 	// answer with it.
 	maxUnread = 64 << 10
@@ -25,28 +24,28 @@ const (
 type boundedListener struct {
 	net.Listener
 	open     *atomic.Int64 // connections that are served
-	most     int64
+	files    fileShares
 	refusing atomic.Int64
 	refusal  []byte
 }
 
-func newBoundedListener(ln net.Listener, open *atomic.Int64, most int) *boundedListener {
+func newBoundedListener(ln net.Listener, open *atomic.Int64, files fileShares) *boundedListener {
 	body := dialect.AppendError(nil, dialect.OpenAI, &dialect.Problem{
 		Code: "node_full", Message: "the node has as many connections as it can take, try again shortly",
 	}, "")
 	head := "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n" +
 		"Content-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n"
-	return &boundedListener{Listener: ln, open: open, most: int64(most), refusal: append([]byte(head), body...)}
+	return &boundedListener{Listener: ln, open: open, files: files, refusal: append([]byte(head), body...)}
 }
 
 // Accept implements net.Listener.
 func (l *boundedListener) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
-		if err != nil || l.open.Load() < l.most {
+		if err != nil || l.open.Load() < int64(l.files.clients) {
 			return conn, err //nolint:wrapcheck // http.Server looks at it
 		}
-		if l.refusing.Add(1) > maxRefusing {
+		if l.refusing.Add(1) > int64(l.files.refused) {
 			l.refusing.Add(-1)
 			_ = conn.Close()
 			continue

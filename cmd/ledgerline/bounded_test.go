@@ -17,11 +17,11 @@ import (
 // What may be open is shared out completely, and never more than that where there is enough to share.
 func TestShareFiles(t *testing.T) {
 	for limit, want := range map[uint64]fileShares{
-		20_000:    {clients: 10_938, requests: 6562},
-		1024:      {clients: 390, requests: 234},
-		100:       {clients: 40, requests: 24},
-		1_048_576: {clients: 917_504 - desk.MaxOpen, requests: desk.MaxOpen},
-		1 << 63:   {clients: 1<<30 - 1<<27 - desk.MaxOpen, requests: desk.MaxOpen},
+		20_000:    {clients: 10_938, refused: 625, requests: 6562},
+		1024:      {clients: 390, refused: 100, requests: 234},
+		100:       {clients: 40, refused: 100, requests: 24},
+		1_048_576: {clients: 917_504 - desk.MaxOpen, refused: 32_768, requests: desk.MaxOpen},
+		1 << 63:   {clients: 1<<30 - 1<<27 - desk.MaxOpen, refused: 1 << 25, requests: desk.MaxOpen},
 	} {
 		if got := shareFiles(limit); got != want {
 			t.Errorf("%d files: %+v, want %+v", limit, got, want)
@@ -37,7 +37,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	const most = 2
-	server := newServer(port, &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), ReadHeaderTimeout: time.Minute}, most)
+	server := newServer(port, &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), ReadHeaderTimeout: time.Minute}, fileShares{clients: most, refused: 100})
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- server.run(ctx) }()

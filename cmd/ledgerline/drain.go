@@ -29,10 +29,10 @@ type server struct {
 
 type connKey struct{}
 
-// newServer serves a port with what the settings say, their handler above all, over so many connections at the most.
-func newServer(port net.Listener, settings *http.Server, connections int) *server {
+// newServer serves a port with what the settings say, their handler above all, over as many connections as have a share of the files.
+func newServer(port net.Listener, settings *http.Server, files fileShares) *server {
 	s := &server{fresh: map[net.Conn]struct{}{}}
-	s.port = newBoundedListener(drained(port), &s.open, connections)
+	s.port = newBoundedListener(drained(port), &s.open, files)
 	s.Handler = s.noting(settings.Handler)
 	s.ReadHeaderTimeout, s.MaxHeaderBytes, s.IdleTimeout, s.ErrorLog = settings.ReadHeaderTimeout, settings.MaxHeaderBytes, settings.IdleTimeout, settings.ErrorLog
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {

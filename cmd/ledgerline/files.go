@@ -7,6 +7,7 @@ import "ledgerline/relay/desk"
 // the databases, Redis, Kafka and the connections to upstreams that wait for their next request.
 type fileShares struct {
 	clients  int // connections of clients, idle ones included
+	refused  int // connections beyond that, while they are told so
 	requests int // open requests
 }
 
@@ -14,6 +15,8 @@ const (
 	// keptFiles is the least that is kept for the node itself, and keptShare the part of the whole: a larger node has larger pools.
 	keptFiles = 400
 	keptShare = 8
+	// refusedShare is the part of what is kept that connections may take which are refused.
+	refusedShare = 4
 	// requestShare is the requests' part of the rest, in eighths. Clients keep connections that ask for nothing.
 	requestShare = 3
 	eighths      = 8
@@ -26,7 +29,8 @@ const (
 // shareFiles divides what may be open at once.
 func shareFiles(limit uint64) fileShares {
 	all := int(min(limit, 1<<30))
-	rest := max(leastFiles, all-max(keptFiles, all/keptShare))
+	kept := max(keptFiles, all/keptShare)
+	rest := max(leastFiles, all-kept)
 	requests := min(desk.MaxOpen, rest*requestShare/eighths)
-	return fileShares{clients: rest - requests, requests: requests}
+	return fileShares{clients: rest - requests, refused: kept / refusedShare, requests: requests}
 }

@@ -53,7 +53,7 @@ func TestStopAnswersWhoIsConnected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := newServer(port, &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), ReadHeaderTimeout: time.Minute}, 100)
+	server := newServer(port, &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), ReadHeaderTimeout: time.Minute}, fileShares{clients: 100})
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() {

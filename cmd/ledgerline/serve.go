@@ -147,7 +147,7 @@ func (n *node) serve(ctx context.Context, ln net.Listener, stdout io.Writer) err
 	server := newServer(ln, &http.Server{
 		Handler: n.handler(), ReadHeaderTimeout: headerTimeout, MaxHeaderBytes: maxHeaderBytes, IdleTimeout: keepAliveIdle,
 		ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug),
-	}, n.files.clients)
+	}, n.files)
 	if stdout != nil {
 		if n.rootPassword != "" {
 			fmt.Fprintf(stdout, "First start: log in as root, password %s (it is not shown again)\n", n.rootPassword)
