@@ -247,3 +247,37 @@ func TestZerosInThePlaceOfRecords(t *testing.T) {
 		})
 	}
 }
+
+// Under a load that never pauses, while one batch is fsynced the next is pending: what the log has acknowledged goes all the same, or the
+// journal would fill up and refuse (L7).
+func TestSegmentsGoUnderLoad(t *testing.T) {
+	disk := journaltest.NewDisk(1)
+	cfg := config(disk.Process())
+	cfg.SegmentBytes, cfg.Keep = 8<<10, 0
+	j := create(t, cfg)
+	const events = 2000
+	n, most := 0, int64(0)
+	done := make(chan struct{})
+	disk.Inject(func(op journaltest.Op) journaltest.Fault {
+		if op.Kind != "sync" || !strings.HasSuffix(op.Path, ".seg") || n > events {
+			return journaltest.NoFault
+		}
+		if n++; n > events {
+			close(done)
+			return journaltest.NoFault
+		}
+		c, err := j.Event(credit(n, 1))
+		if err != nil {
+			t.Error(err)
+		}
+		c.Done() // it is urgent: the writer finds it pending when this fsync is over
+		drain(t, j)
+		most = max(most, j.Stats().LiveBytes)
+		return journaltest.NoFault
+	})
+	wait(t)(j.Event(credit(0, 1)))
+	<-done
+	if allowed := 4 * cfg.SegmentBytes; most > allowed {
+		t.Errorf("the journal took %d bytes with everything acknowledged, more than %d", most, allowed)
+	}
+}

@@ -81,17 +81,34 @@ func (j *Journal) run() {
 			all = true
 		case <-ticker.C:
 		case <-j.stop:
-			j.flush(true)
+			for more := true; more; {
+				more = j.flush(true)
+			}
 			return
 		}
-		j.flush(all)
-		j.collect()
+		j.writeAll(all)
 	}
 }
 
-// flush writes what is urgent, or all, until nothing of it is pending. Before each batch it lets those run who can: what they append shares
+// writeAll writes what is urgent, or all, until nothing of it is pending, and gives up segments as soon as they can go: under a load that
+// never pauses the journal would fill up otherwise, with a log that has acknowledged everything.
+func (j *Journal) writeAll(all bool) {
+	for j.flush(all) {
+		j.collect()
+	}
+	j.collect()
+}
+
+// wantsCollecting reports whether the oldest segment can go.
+func (j *Journal) wantsCollecting() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.segs) > 0 && j.collectable(j.segs[0])
+}
+
+// flush writes what is urgent, or all, until nothing of it is pending, or until a segment can go: then more may be pending. Before each batch it lets those run who can: what they append shares
 // the fsync, and a lone client has nobody to wait for.
-func (j *Journal) flush(all bool) {
+func (j *Journal) flush(all bool) (more bool) {
 	for {
 		runtime.Gosched()
 		j.mu.Lock()
@@ -103,15 +120,18 @@ func (j *Journal) flush(all bool) {
 		}
 		j.mu.Unlock()
 		if b == nil {
-			return
+			return false
 		}
 		b.urgent.Store(true)
 		start := time.Now()
 		if err := j.writer.write(j, b); err != nil {
 			j.abandon(b, err)
-			return
+			return false
 		}
 		j.commit(b, time.Since(start))
+		if j.wantsCollecting() {
+			return true
+		}
 	}
 }
 
