@@ -96,8 +96,8 @@ var mistakes = []mistake{
 
 	{"keep the holds of the unregistered", []edit{{
 		"consumers/quota/waiting.go",
-		"unknown[id] >= w.patience.live\n",
-		"unknown[id] >= w.patience.live && !PLANTED\n",
+		"unknown[id] >= w.patience.live {",
+		"unknown[id] >= w.patience.live && !PLANTED {",
 	}}, 0},
 
 	// Those of model/holds.py.

@@ -29,7 +29,7 @@ func (s *Sink) Look(ctx context.Context, partition int) error {
 	}
 	now := s.now()
 	strangers := w.strangers(&st, producers, now)
-	inStep := st.Present && !st.Foreign && st.Open && st.Done == w.offset && !holdsGone(producers, &st) && !strangers
+	inStep := st.Present && !st.Foreign && st.Open && st.Done == w.offset && !holdsGone(producers, &st) && len(strangers) == 0
 	if inStep && now.Sub(w.checked) < positionFresh {
 		return nil
 	}
@@ -53,11 +53,11 @@ func (s *Sink) Look(ctx context.Context, partition int) error {
 	if why == "" && holdsGone(producers, &st) {
 		why = "they name an incarnation that was given up"
 	}
-	if why == "" && strangers {
+	if why == "" && len(strangers) > 0 {
 		why = "they name an incarnation that the database has lost, and that nobody closes"
 	}
 	if why != "" {
-		return s.beginEpoch(ctx, &st, producers, why)
+		return s.beginEpoch(ctx, &st, append(given(producers), strangers...), why)
 	}
 	if !st.Open {
 		if err := s.tryOpen(ctx, w, &st); err != nil {
@@ -121,18 +121,22 @@ func holdsGone(producers []incarnation, st *ledger.Counters) bool {
 	return false
 }
 
-// beginEpoch allocates a number and begins the epoch, empty, at the database's offset, and closed to those that were given up: one
-// that still reaches the counters but not the database cannot know, and would join every epoch that was begun to be rid of it.
-func (s *Sink) beginEpoch(ctx context.Context, st *ledger.Counters, producers []incarnation, why string) error {
-	epoch, offset, err := s.store.AllocateEpoch(ctx, st.Partition, st.Epoch)
-	if err != nil {
-		return fmt.Errorf("allocate epoch: %w", err)
-	}
-	var gone []ledger.ID
+// given are the incarnations that were given up.
+func given(producers []incarnation) (gone []ledger.ID) {
 	for i := range producers {
 		if producers[i].State == sqlstore.ProducerGone {
 			gone = append(gone, producers[i].ID)
 		}
+	}
+	return gone
+}
+
+// beginEpoch allocates a number and begins the epoch, empty, at the database's offset, and closed to those that are gone: one
+// that still reaches the counters but not the database cannot know, and would join every epoch that was begun to be rid of it.
+func (s *Sink) beginEpoch(ctx context.Context, st *ledger.Counters, gone []ledger.ID, why string) error {
+	epoch, offset, err := s.store.AllocateEpoch(ctx, st.Partition, st.Epoch)
+	if err != nil {
+		return fmt.Errorf("allocate epoch: %w", err)
 	}
 	begun, err := s.counters.Begin(ctx, st.Partition, epoch, offset, gone...)
 	if err != nil {

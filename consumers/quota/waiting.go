@@ -143,15 +143,15 @@ func (w *waiting) count(st *ledger.Counters, producers []incarnation, now time.T
 	}
 }
 
-// strangers reports whether the epoch has, for as long as a living node is waited for, named an incarnation that is neither in the database
+// strangers are the incarnations that the epoch has named for as long as a living node is waited for, and that are neither in the database
 // nor dropped. A database that lost its last transactions may have lost a registration: a node that lives registers anew with its
 // next beat, and who adopts a journal closes it. If its disk is lost, too, nobody can give it up, and its holds would stay until the next
-// epoch: so that is due. It is begun like any other, and whoever lives after all re-asserts.
-func (w *waiting) strangers(st *ledger.Counters, producers []incarnation, now time.Time) bool {
+// epoch: so that is due, closed to them as to those that were given up. One that reaches the counters and not the database would join it
+// otherwise, and so on for ever.
+func (w *waiting) strangers(st *ledger.Counters, producers []incarnation, now time.Time) (lost []ledger.ID) {
 	passed := min(now.Sub(w.seen), lookGap)
 	w.seen = now
 	var unknown map[ledger.ID]time.Duration
-	found := false
 	for _, id := range st.Members {
 		known := slices.ContainsFunc(producers, func(p incarnation) bool { return p.ID == id })
 		if known || slices.Contains(st.Dropped, id) {
@@ -165,10 +165,12 @@ func (w *waiting) strangers(st *ledger.Counters, producers []incarnation, now ti
 		} else {
 			unknown[id] = 0
 		}
-		found = found || unknown[id] >= w.patience.live
+		if unknown[id] >= w.patience.live {
+			lost = append(lost, id)
+		}
 	}
 	w.unknown = unknown
-	return found
+	return lost
 }
 
 // due reports whether the epoch waits for an incarnation: one that was given up or closed is not waited for.
