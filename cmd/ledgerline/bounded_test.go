@@ -17,11 +17,11 @@ import (
 // What may be open is shared out completely, and never more than that where there is enough to share.
 func TestShareFiles(t *testing.T) {
 	for limit, want := range map[uint64]fileShares{
-		20_000:    {clients: 10_938, refused: 625, requests: 6562},
-		1024:      {clients: 390, refused: 100, requests: 234},
-		100:       {clients: 40, refused: 100, requests: 24},
-		1_048_576: {clients: 917_504 - desk.MaxOpen, refused: 32_768, requests: desk.MaxOpen},
-		1 << 63:   {clients: 1<<30 - 1<<27 - desk.MaxOpen, refused: 1 << 25, requests: desk.MaxOpen},
+		20_000:    {clients: 10_938, refused: 416, pool: 416, requests: 6562},
+		1024:      {clients: 390, refused: 66, pool: 66, requests: 234},
+		100:       {clients: 40, refused: 66, pool: 66, requests: 24},
+		1_048_576: {clients: 917_504 - desk.MaxOpen, refused: 21_845, pool: 21_845, requests: desk.MaxOpen},
+		1 << 63:   {clients: 1<<30 - 1<<27 - desk.MaxOpen, refused: 22_369_621, pool: 22_369_621, requests: desk.MaxOpen},
 	} {
 		if got := shareFiles(limit); got != want {
 			t.Errorf("%d files: %+v, want %+v", limit, got, want)

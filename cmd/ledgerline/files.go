@@ -8,6 +8,7 @@ import "ledgerline/relay/desk"
 type fileShares struct {
 	clients  int // connections of clients, idle ones included
 	refused  int // connections beyond that, while they are told so
+	pool     int // connections of each pool: two of idle connections to upstreams, and two of databases
 	requests int // open requests
 }
 
@@ -15,8 +16,9 @@ const (
 	// keptFiles is the least that is kept for the node itself, and keptShare the part of the whole: a larger node has larger pools.
 	keptFiles = 400
 	keptShare = 8
-	// refusedShare is the part of what is kept that connections may take which are refused.
-	refusedShare = 4
+	// poolShare is the part of what is kept that each pool may take, and connections that are refused: five of them leave a sixth for the
+	// journal, Redis and Kafka.
+	poolShare = 6
 	// requestShare is the requests' part of the rest, in eighths. Clients keep connections that ask for nothing.
 	requestShare = 3
 	eighths      = 8
@@ -32,5 +34,10 @@ func shareFiles(limit uint64) fileShares {
 	kept := max(keptFiles, all/keptShare)
 	rest := max(leastFiles, all-kept)
 	requests := min(desk.MaxOpen, rest*requestShare/eighths)
-	return fileShares{clients: rest - requests, refused: kept / refusedShare, requests: requests}
+	return fileShares{clients: rest - requests, refused: kept / poolShare, pool: kept / poolShare, requests: requests}
+}
+
+// fit keeps the pools that a configuration allows within their shares.
+func (f fileShares) fit(cfg *config) {
+	cfg.RelayMaxIdle, cfg.SQLMaxOpen = min(cfg.RelayMaxIdle, f.pool), min(cfg.SQLMaxOpen, f.pool)
 }

@@ -89,6 +89,7 @@ func newNode(ctx context.Context, cfg *config, r role, log *slog.Logger) (*node,
 		log.Warn("few files may be open at once, and connections are files: raise the limit (ulimit -n, LimitNOFILE)", "limit", limit,
 			"client_connections", n.files.clients, "open_requests", n.files.requests)
 	}
+	n.files.fit(cfg)
 	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if err := makeFolders(cfg); err != nil {
 		return nil, err
@@ -129,6 +130,9 @@ func (n *node) build(ctx context.Context) error {
 	return n.buildRole(ctx)
 }
 
+// answerSpacing is the time between two departures to the log where the ends of answers wait for them.
+const answerSpacing = 5 * time.Millisecond
+
 // buildRelay builds the data plane and the management API.
 func (n *node) buildRelay(ctx context.Context) error {
 	n.catalog = catalog.New(n.db, time.Duration(n.cfg.SyncFrequency)*time.Second, n.log)
@@ -136,7 +140,11 @@ func (n *node) buildRelay(ctx context.Context) error {
 		return err
 	}
 	n.sayUnserved(ctx)
-	shipper := eventlog.NewShipper(n.events, eventlog.ShipperConfig{Registerer: n.reg, Logger: n.log})
+	shipping := eventlog.ShipperConfig{Registerer: n.reg, Logger: n.log}
+	if n.cfg.diskless() {
+		shipping.Spacing = answerSpacing
+	}
+	shipper := eventlog.NewShipper(n.events, shipping)
 	var err error
 	n.desk, err = desk.New(ctx, desk.Config{
 		Node: n.cfg.NodeName, Partitions: n.stores.log.Partitions, Journal: n.journalConfig(), Diskless: n.cfg.diskless(),
