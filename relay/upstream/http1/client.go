@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"time"
 )
@@ -87,7 +88,7 @@ func (c *Client) Do(ctx context.Context, r *Request) (*http.Response, error) {
 		}
 		resp, err := n.do(ctx, r)
 		// A kept connection that the server has just closed. The loop ends, for each turn uses one up.
-		if err != nil && kept && ctx.Err() == nil && (errors.Is(err, errNotSent) || r.Get && errors.Is(err, errNoAnswer)) {
+		if err != nil && kept && ctx.Err() == nil && (errors.Is(err, errNotSent) || r.Get && errors.Is(err, errNoAnswer) && !errors.Is(err, os.ErrDeadlineExceeded)) {
 			continue
 		}
 		return resp, err
