@@ -11,6 +11,10 @@ import (
 // admits. It is also all that a client gets before it has sent that much.
 const smallBody = 1 << 20
 
+// believed is how many times what it has sent a client is believed to send, if it says so: one that sends a little and waits must not hold
+// the room of many.
+const believed = 4
+
 // bodies bounds what the large request bodies of a node hold in memory together (L7). Each stays until its request ends, since it
 // may be sent to another channel; a bound on one alone would let a hundred clients, or a hundred small gzip files, take it a hundred
 // times.
@@ -32,7 +36,7 @@ func (b *bodies) take(more int64) bool {
 func (x *exchange) grow(body []byte, limit int64) ([]byte, *dialect.Problem) {
 	room := int64(2 * cap(body))
 	if announced := x.r.ContentLength + 1; x.r.Header.Get("Content-Encoding") == "" && announced > int64(cap(body)) {
-		room = announced // once a client has sent a MiB it is believed the rest
+		room = min(announced, believed*int64(cap(body)))
 	}
 	room = min(room, limit+1)
 	if room > smallBody {

@@ -372,6 +372,25 @@ func TestRecoveryIsKilled(t *testing.T) {
 	next.checkRecovered(t, some)
 }
 
+// A journal that cannot be created leaves nobody behind whom a rebuild of the counters would wait for.
+func TestNoJournalNoProducer(t *testing.T) {
+	disk := journaltest.NewDisk(1)
+	s := newStack(t, relaytest.Script{})
+	disk.Inject(func(op journaltest.Op) journaltest.Fault {
+		if op.Kind == "create" {
+			return journaltest.FailIO
+		}
+		return journaltest.NoFault
+	})
+	if _, err := desk.New(t.Context(), s.deskConfig(disk.Process())); err == nil {
+		t.Fatal("a desk without a journal was made")
+	}
+	producers, err := s.db.Producers(t.Context())
+	if err != nil || len(producers) != 1 || producers[0].State == sqlstore.ProducerLive {
+		t.Errorf("producers %+v, %v", producers, err)
+	}
+}
+
 // tightly has the journal's files grow with every write, so that it meets a full disk at once.
 func tightly(cfg *nodeConfig) {
 	cfg.desk = func(dc *desk.Config) { dc.Journal.BlockBytes = 1 }

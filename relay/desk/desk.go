@@ -223,6 +223,10 @@ func (d *Desk) newBook(ctx context.Context) (*book, error) {
 	}
 	j, err := journal.Create(d.ownJournal(), incarnation)
 	if err != nil {
+		// Nobody will renew it, and every rebuild would wait for it. If this fails, too, it is given up like one that died.
+		if closing := d.cfg.Bank.CloseProducer(ctx, incarnation); closing != nil {
+			d.log.Warn("an incarnation without a journal stays registered until it is given up", "incarnation", incarnation, "error", closing)
+		}
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
 	return &book{incarnation: incarnation, journal: j}, nil
