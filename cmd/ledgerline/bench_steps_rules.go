@@ -21,7 +21,7 @@ var steps = []step{
 	{monitorStep, []string{"runtime.sysmon"}},
 	{"scheduler: parking goroutines, finding the next", []string{"runtime.mcall", "runtime.schedule", "runtime.mstart"}},
 	{"upstream: request out, answer in", []string{
-		"ledgerline/relay/upstream.", "net/http.(*persistConn).", "net/http.(*Transport).", "net/http.(*bodyEOFSignal).", "net/http.(*Client).",
+		"ledgerline/relay/upstream", "net/http.(*persistConn).", "net/http.(*Transport).", "net/http.(*bodyEOFSignal).", "net/http.(*Client).",
 	}},
 	{"client: request in, answer out", []string{"net/http.(*conn).", "net/http.(*response).", "net/http.(*chunkWriter).", "net/http.(*connReader)."}},
 	{"journal: write and fsync", []string{
