@@ -2,6 +2,8 @@ package eventlog_test
 
 import (
 	"errors"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -83,6 +85,16 @@ func alter(t *testing.T, client *eventlog.Client, settings map[string]string) {
 	for _, r := range res.Resources {
 		if r.Error != nil {
 			t.Fatal(r.Error)
+		}
+	}
+	// The controller has taken it; what looks at the topic asks a broker, which learns of it a moment later.
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		now := topicSettings(t, client)
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(settings)), func(name string) bool { return now[name] != settings[name] }) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the broker does not know %v: %v", settings, now)
 		}
 	}
 }
