@@ -54,12 +54,24 @@ func (w *world) verify() {
 func (w *world) verifyAt(h *ledger.HotAccount) int64 { return max(h.At, h.Done) }
 
 // late reports whether a charge is one of a node that was not waited for: its epoch is older than the one that was open at its offset,
-// and its incarnation did not report to that.
+// and its incarnation did not report to that. Or its hold is older than an epoch that was opened without its incarnation, which came back
+// when the next one was being rebuilt and re-asserted it there: meanwhile others were given what it held.
 func (w *world) late(r *ledger.Record) bool {
+	newest := true
 	for i := len(w.opened) - 1; i >= 0; i-- {
-		if o := &w.opened[i]; o.Partition == r.Partition && o.End <= r.Offset {
-			return r.Event.Hold.Epoch < o.Epoch && !slices.Contains(o.Reporters, r.Event.Producer)
+		o := &w.opened[i]
+		if o.Partition != r.Partition || o.End > r.Offset {
+			continue
 		}
+		if !slices.Contains(o.Reporters, r.Event.Producer) {
+			if newest && r.Event.Hold.Epoch < o.Epoch {
+				return true
+			}
+			if q := w.byHold[r.Event.Hold.ID]; q != nil && q.since.Before(o.OpenedAt) {
+				return true
+			}
+		}
+		newest = false
 	}
 	return false
 }
