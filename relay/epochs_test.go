@@ -386,14 +386,7 @@ func TestSweep(t *testing.T) {
 	a := n.account(start, start)
 	l := n.stream(a.key, feeds)
 	p := ledger.Partition(a.user, partitions)
-	states, err := n.counters.State(t.Context(), p)
-	n.must(err)
-	reply, err := n.counters.Reserve(t.Context(), ledger.ReserveCall{
-		Hold: ledger.ID{1}, Incarnation: states[0].Members[0], Partition: p, Epoch: states[0].Epoch, User: a.user, Token: a.token, Want: 1000,
-	})
-	if n.must(err); reply.Outcome != ledger.OutcomeGranted {
-		t.Fatalf("%+v", reply)
-	}
+	n.holdUnknown(a)
 	n.await("the unknown hold to be voided", func() bool {
 		hot, err := n.counters.Accounts(t.Context(), p, []ledger.Account{a.users})
 		n.must(err)
@@ -524,5 +517,19 @@ func TestCountersLostUnderTraffic(t *testing.T) {
 	}
 	if left := n.left(b.tokens, a.user); left < 0 {
 		t.Errorf("the key stands at %d", left)
+	}
+}
+
+// holdUnknown takes a hold in the node's name that the node knows nothing of.
+func (n *node) holdUnknown(a account) {
+	n.Helper()
+	p := ledger.Partition(a.user, partitions)
+	states, err := n.counters.State(n.Context(), p)
+	n.must(err)
+	reply, err := n.counters.Reserve(n.Context(), ledger.ReserveCall{
+		Hold: ledger.ID{1}, Incarnation: states[0].Members[0], Partition: p, Epoch: states[0].Epoch, User: a.user, Token: a.token, Want: 1000,
+	})
+	if n.must(err); reply.Outcome != ledger.OutcomeGranted {
+		n.Fatalf("%+v", reply)
 	}
 }

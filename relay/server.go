@@ -12,6 +12,8 @@
 //	stream.go   a streamed answer
 //	readroom.go what it is read into
 //	overload.go refusing what the processors cannot do
+//	bodies.go   what large request bodies may take together
+//	readroom.go how much of a stream is read at once
 //	quota.go    keeping a stream of unknown length paid for
 //	plain.go    an answer in one piece
 //	settle.go   the meter's result → usage event

@@ -113,14 +113,7 @@ func TestSweepPassesAServerThatHangs(t *testing.T) {
 	p := ledger.Partition(a.user, partitions)
 	f.hangs.Store(true)
 	f.dead.Store(1) // partition 0
-	states, err := n.counters.State(t.Context(), p)
-	n.must(err)
-	reply, err := n.counters.Reserve(t.Context(), ledger.ReserveCall{
-		Hold: ledger.ID{1}, Incarnation: states[0].Members[0], Partition: p, Epoch: states[0].Epoch, User: a.user, Token: a.token, Want: 1000,
-	})
-	if n.must(err); reply.Outcome != ledger.OutcomeGranted {
-		t.Fatalf("%+v", reply)
-	}
+	n.holdUnknown(a)
 	n.await("the unknown hold to be voided", func() bool {
 		hot, err := n.counters.Accounts(t.Context(), p, []ledger.Account{a.users})
 		n.must(err)

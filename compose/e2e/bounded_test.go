@@ -305,7 +305,7 @@ func (l *lone) gauges(t *testing.T, rate int) []*gauge {
 		// A machine with other work may hold the consumers up; what they owe after so long is a leak.
 		{name: "consumer lag, records", slack: float64(rate) * patience.Seconds() / 2, read: of("ledgerline_consumer_lag_records")},
 		{name: "rows of ledger_ tables", slack: growthOthers, read: func() (n float64) {
-			for _, table := range l.books.ledgerTables() {
+			for _, table := range l.books.tables("ledger_") {
 				n += float64(l.books.number("SELECT COUNT(*) FROM " + table))
 			}
 			return n

@@ -216,27 +216,6 @@ func (b *books) settledSums(of map[*account]spent) {
 	})
 }
 
-// tables are ours in the database of balances.
-func (b *books) ledgerTables() (names []string) {
-	b.t.Helper()
-	rows, err := b.db.QueryContext(b.t.Context(), "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name LIKE 'ledger\\_%'")
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	defer func() { _ = rows.Close() }()
-	for rows.Next() {
-		var name string
-		if err := rows.Scan(&name); err != nil {
-			b.t.Fatal(err)
-		}
-		names = append(names, name)
-	}
-	if err := rows.Err(); err != nil {
-		b.t.Fatal(err)
-	}
-	return names
-}
-
 // atRest reports what a node still has to do, if it runs.
 func (n *node) atRest() error {
 	if n.process == nil || !n.running() {

@@ -6,10 +6,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/go-sql-driver/mysql"
-
 	"ledgerline/ledger"
 )
 
@@ -125,7 +125,7 @@ func (s *site) backUp() (restore func()) {
 	from, to := cfg.DBName, cfg.DBName+"_copy"
 	s.books.exec("CREATE DATABASE " + to)
 	s.t.Cleanup(func() { _, _ = s.books.db.ExecContext(context.Background(), "DROP DATABASE "+to) })
-	tables := s.books.tables()
+	tables := s.books.tables("")
 	for _, t := range tables {
 		s.books.exec(fmt.Sprintf("CREATE TABLE %s.%s LIKE %s.%s", to, t, from, t))
 		s.books.exec(fmt.Sprintf("INSERT INTO %s.%s SELECT * FROM %s.%s", to, t, from, t))
@@ -140,8 +140,8 @@ func (s *site) backUp() (restore func()) {
 	}
 }
 
-// tables lists the tables of the database.
-func (b *books) tables() (names []string) {
+// tables lists the tables of the database of balances whose names begin so.
+func (b *books) tables(begin string) (names []string) {
 	b.t.Helper()
 	rows, err := b.db.QueryContext(b.t.Context(), "SHOW TABLES")
 	if err != nil {
@@ -153,7 +153,9 @@ func (b *books) tables() (names []string) {
 		if err := rows.Scan(&name); err != nil {
 			b.t.Fatal(err)
 		}
-		names = append(names, name)
+		if strings.HasPrefix(name, begin) {
+			names = append(names, name)
+		}
 	}
 	if err := rows.Err(); err != nil {
 		b.t.Fatal(err)

@@ -95,13 +95,7 @@ func (w *world) send(n *node, r *request) {
 // doFinal is a step that happens even if the process is dead: the test's own bookkeeping.
 func (p *proc) doFinal(f func()) error {
 	c := &call{p: p.w.outside, to: toClient, name: "end", exec: func() error { f(); return nil }, done: make(chan error, 1)}
-	p.w.mu.Lock()
-	p.w.arrived = append(p.w.arrived, c)
-	p.w.mu.Unlock()
-	select {
-	case p.w.wake <- struct{}{}:
-	default:
-	}
+	p.w.arrive(c)
 	select {
 	case err := <-c.done:
 		return err

@@ -208,6 +208,17 @@ func (w *world) newProc(name string, d *disk) *proc {
 // now is the time by the wall clock of the process's machine.
 func (p *proc) now() time.Time { return time.Now().Add(p.skew) }
 
+// arrive hands a call to the scheduler.
+func (w *world) arrive(c *call) {
+	w.mu.Lock()
+	w.arrived = append(w.arrived, c)
+	w.mu.Unlock()
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
 // do makes a call of the process. exec runs in the scheduler's goroutine, if at all: what it sets may be read only if do returned nil.
 func (p *proc) do(ctx context.Context, to target, name string, exec func() error) error {
 	if p.dead.Load() {
@@ -217,13 +228,7 @@ func (p *proc) do(ctx context.Context, to target, name string, exec func() error
 		return context.Cause(ctx)
 	}
 	c := &call{p: p, to: to, name: name, exec: exec, done: make(chan error, 1)}
-	p.w.mu.Lock()
-	p.w.arrived = append(p.w.arrived, c)
-	p.w.mu.Unlock()
-	select {
-	case p.w.wake <- struct{}{}:
-	default:
-	}
+	p.w.arrive(c)
 	select {
 	case err := <-c.done:
 		return err
