@@ -82,6 +82,17 @@ type Sum struct {
 	Settled int64 // the part of Charged that belongs to holds of the epoch named in ApplyCall on this account
 }
 
+// BeginCall starts an epoch. AllocateEpoch of the database fills all of it but Gone.
+type BeginCall struct {
+	Partition int
+	Epoch     uint64 // above every number before it
+	// Opened is the newest epoch that was opened before, as far as the database knows; 0: none. Older holds are not counted there and so
+	// must not come back.
+	Opened uint64
+	Offset int64 // floor and done
+	Gone   []ID  // incarnations that were given up
+}
+
 // ApplyCall brings the counters of a partition from offset From to offset To (exclusive).
 type ApplyCall struct {
 	Partition int
@@ -105,6 +116,7 @@ type Counters struct {
 	Foreign   bool   // begun on another server than the one that answers now
 	Epoch     uint64 // 0 if not Present
 	Open      bool   // false while rebuilding
+	Opened    uint64 // the newest epoch that was opened before this one; 0: none is known
 	Floor     int64
 	Done      int64
 	Members   []ID // incarnations that hold or held something in this epoch
@@ -126,7 +138,7 @@ type HotAccount struct {
 }
 
 // EpochRecord says that an epoch was opened: events at offsets ≥ End that name an older epoch are late, unless their
-// incarnation reported (DESIGN 7).
+// incarnation reported (DESIGN 7). It stays so when later epochs are opened.
 type EpochRecord struct {
 	Partition int
 	Epoch     uint64

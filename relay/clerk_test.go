@@ -62,11 +62,12 @@ func (c *clerk) look(ctx context.Context, p int) error {
 	}
 	switch st := &states[0]; {
 	case !st.Present || st.Foreign || c.holdsGone(ctx, st):
-		epoch, offset, err := c.s.db.AllocateEpoch(ctx, p, st.Epoch)
+		call, err := c.s.db.AllocateEpoch(ctx, p, st.Epoch)
 		if err != nil {
 			return err
 		}
-		_, err = c.s.counters.Begin(ctx, p, epoch, offset, c.gone(ctx)...)
+		call.Gone = c.gone(ctx)
+		_, err = c.s.counters.Begin(ctx, call)
 		return err
 	case !st.Open && c.allReported(ctx, st):
 		_, end, err := c.s.events.Bounds(ctx, p)
@@ -74,7 +75,7 @@ func (c *clerk) look(ctx context.Context, p int) error {
 			return err
 		}
 		record := ledger.EpochRecord{Partition: p, Epoch: st.Epoch, End: end, Reporters: st.Reports, OpenedAt: time.Now()}
-		if err := c.s.db.StoreEpoch(ctx, record); err != nil {
+		if stored, err := c.s.db.StoreEpoch(ctx, record); !stored {
 			return err
 		}
 		_, err = c.s.counters.OpenEpoch(ctx, p, st.Epoch, end)

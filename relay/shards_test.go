@@ -41,14 +41,14 @@ func TestOneServerAway(t *testing.T) {
 	})
 
 	before := n.epoch(b.user)
-	epoch, offset, err := n.db.AllocateEpoch(t.Context(), there, before)
+	next, err := n.db.AllocateEpoch(t.Context(), there, before)
 	n.must(err)
-	_, err = n.counters.Begin(t.Context(), there, epoch, offset)
+	_, err = n.counters.Begin(t.Context(), next)
 	n.must(err)
 	n.await("the node to join the other server's new epoch", func() bool {
 		states, err := n.counters.State(t.Context(), there)
 		n.must(err)
-		return states[0].Epoch == epoch && states[0].Open
+		return states[0].Epoch == next.Epoch && states[0].Open
 	})
 	n.ready()
 	again := n.stream(b.key, feeds)
@@ -86,14 +86,14 @@ func TestOneServerHangs(t *testing.T) {
 	there := (ledger.Partition(a.user, partitions) + 1) % partitions
 	f.hangs.Store(true)
 	f.dead.Store(int64(ledger.Partition(a.user, partitions)) + 1)
-	epoch, offset, err := n.db.AllocateEpoch(t.Context(), there, 1)
+	next, err := n.db.AllocateEpoch(t.Context(), there, 1)
 	n.must(err)
-	_, err = n.counters.Begin(t.Context(), there, epoch, offset)
+	_, err = n.counters.Begin(t.Context(), next)
 	n.must(err)
 	n.await("the node to join the other server's new epoch", func() bool {
 		states, err := n.counters.State(t.Context(), there)
 		n.must(err)
-		return states[0].Epoch >= epoch && states[0].Open
+		return states[0].Epoch >= next.Epoch && states[0].Open
 	})
 	f.dead.Store(0)
 	n.drain()

@@ -188,6 +188,9 @@ func (w *world) strand() {
 		})
 	}
 	w.after(w.between(0, 3*time.Second), w.hot.Flush)
+	if w.chance(.3) { // and again when it comes back: it has slept through an epoch and finds the next one rebuilding
+		w.after(away-w.between(0, time.Second), w.hot.Flush)
+	}
 }
 
 func (w *world) mute() {

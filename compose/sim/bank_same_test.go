@@ -411,11 +411,12 @@ func (p *pair) redrive() {
 }
 
 func (p *pair) epoch(part int) {
-	e, o, _ := p.bank.AllocateEpoch(part, uint64(p.rand.IntN(5)), p.now)
-	epoch, offset, err := p.store.AllocateEpoch(p.ctx, part, 0)
-	p.same("allocate epoch", []any{e, o}, []any{epoch, offset}, nil, err)
-	r := ledger.EpochRecord{Partition: part, Epoch: e - uint64(p.rand.IntN(2)), End: int64(p.rand.IntN(20)), Reporters: []ledger.ID{p.id('n')}, OpenedAt: p.now}
-	p.same("store epoch", 0, 0, p.bank.StoreEpoch(r), p.store.StoreEpoch(p.ctx, r))
+	want := p.bank.AllocateEpoch(part, uint64(p.rand.IntN(5)), p.now)
+	call, err := p.store.AllocateEpoch(p.ctx, part, 0)
+	p.same("allocate epoch", want, call, nil, err)
+	r := ledger.EpochRecord{Partition: part, Epoch: call.Epoch - uint64(p.rand.IntN(2)), End: int64(p.rand.IntN(20)), Reporters: []ledger.ID{p.id('n')}, OpenedAt: p.now}
+	stored, err := p.store.StoreEpoch(p.ctx, r)
+	p.same("store epoch", p.bank.StoreEpoch(r), stored, nil, err)
 }
 
 func (p *pair) producers() {

@@ -144,23 +144,32 @@ func (b *bank) Partition(partition int) (sqlstore.PartitionState, error) {
 	return p, nil
 }
 
-func (b *bank) AllocateEpoch(partition int, atLeast uint64, now time.Time) (epoch uint64, offset int64, err error) {
+func (b *bank) AllocateEpoch(partition int, atLeast uint64, now time.Time) ledger.BeginCall {
 	p := &b.parts[partition]
-	p.Epoch = max(p.Epoch, atLeast, uint64(now.UnixMilli())) + 1
-	return p.Epoch, p.Offset, nil
+	var opened uint64
+	for i := range b.epochs {
+		if o := &b.epochs[i]; o.Partition == partition {
+			opened = max(opened, o.Epoch)
+		}
+	}
+	p.Epoch = max(p.Epoch, opened, atLeast, uint64(now.UnixMilli())) + 1
+	return ledger.BeginCall{Partition: partition, Epoch: p.Epoch, Opened: opened, Offset: p.Offset}
 }
 
-func (b *bank) StoreEpoch(e ledger.EpochRecord) error {
+func (b *bank) StoreEpoch(e ledger.EpochRecord) (stored bool) {
+	if b.parts[e.Partition].Epoch > e.Epoch {
+		return false
+	}
 	for i := range b.epochs {
 		if o := &b.epochs[i]; o.Partition == e.Partition && o.Epoch == e.Epoch {
 			if o.End <= e.End {
 				*o = e
 			}
-			return nil
+			return true
 		}
 	}
 	b.epochs = append(b.epochs, e)
-	return nil
+	return true
 }
 
 func (b *bank) Balances(partition int, accounts []ledger.Account) (int64, map[ledger.Account]ledger.Balance, error) {

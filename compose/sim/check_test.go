@@ -53,27 +53,12 @@ func (w *world) verify() {
 // verifyAt is the position of an account in the counters.
 func (w *world) verifyAt(h *ledger.HotAccount) int64 { return max(h.At, h.Done) }
 
-// late reports whether a charge is one of a node that was not waited for: its epoch is older than the one that was open at its offset,
-// and its incarnation did not report to that. Or its hold is older than an epoch that was opened without its incarnation, which came back
-// when the next one was being rebuilt and re-asserted it there: meanwhile others were given what it held.
+// late reports whether a charge is one of a node that was not waited for: an epoch that is newer than its own was opened at or before its
+// offset, without its incarnation.
 func (w *world) late(r *ledger.Record) bool {
-	newest := true
-	for i := len(w.opened) - 1; i >= 0; i-- {
-		o := &w.opened[i]
-		if o.Partition != r.Partition || o.End > r.Offset {
-			continue
-		}
-		if !slices.Contains(o.Reporters, r.Event.Producer) {
-			if newest && r.Event.Hold.Epoch < o.Epoch {
-				return true
-			}
-			if q := w.byHold[r.Event.Hold.ID]; q != nil && q.since.Before(o.OpenedAt) {
-				return true
-			}
-		}
-		newest = false
-	}
-	return false
+	return slices.ContainsFunc(w.opened, func(o ledger.EpochRecord) bool {
+		return o.Partition == r.Partition && o.End <= r.Offset && r.Event.Hold.Epoch < o.Epoch && !slices.Contains(o.Reporters, r.Event.Producer)
+	})
 }
 
 // checkSpent is L3, over every prefix of the log: nobody was charged more than was granted, but for the exceptions listed there.

@@ -13,14 +13,17 @@ import (
 // Directed histories: what random search found once, or does not reach.
 
 // directed plays a history without chance: three nodes with a disk each, no faults but those of f, and then the usual checks.
-func directed(t *testing.T, f func(w *world)) {
+func directed(t *testing.T, f func(w *world), change ...func(*config)) (w *world) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 1)
+		w = newWorld(t, 1)
 		w.telling, w.quiet = true, true
 		w.cfg = config{
 			partitions: 1, nodes: 3, ownDisks: true, span: 30 * time.Second, lookEvery: 100 * time.Millisecond, orphanAfter: 20 * time.Second,
 			maxRecords: 50, segmentBytes: 16 << 10, memoryBytes: 1 << 20, grant: 60,
+		}
+		for _, c := range change {
+			c(&w.cfg)
 		}
 		w.log = newLogTwin(w)
 		w.begin()
@@ -30,6 +33,7 @@ func directed(t *testing.T, f func(w *world)) {
 			t.Errorf("%v\n%s", w.violated, strings.Join(w.story, "\n"))
 		}
 	})
+	return w
 }
 
 // ask makes a client send a request to a node: one whole answer of so many chunks for token 10.
@@ -119,4 +123,47 @@ func TestDirectedReplyAcrossEpochs(t *testing.T) {
 		w.after(5100*time.Millisecond, w.hot.Flush)
 		w.after(7*time.Second, func() { w.ask(b, 40, 2*time.Second) })
 	})
+}
+
+// A node sleeps through a whole epoch: it was opened without the node, others were given what the node held, and it is gone again, too, when the node
+// comes back and finds the next one rebuilding. What it holds must not come back with it (L3): its request ends, and is charged as late.
+// Either the database or the counters know which epoch was opened.
+func TestDirectedEpochSleptThrough(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		lose func(w *world)
+	}{
+		{"the counters are flushed", func(w *world) { w.hot.Flush() }},
+		{"the database is restored, the counters go on elsewhere", func(w *world) {
+			producers := w.bank.producers
+			w.bank.tables = w.backup.clone()
+			w.bank.producers = producers
+			w.hot.Promote(w.hot.Save())
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := directed(t, func(w *world) {
+				a, b := w.nodes[0], w.nodes[1]
+				w.after(3*time.Second, func() { w.ask(a, 40, time.Minute) })
+				w.after(4*time.Second, func() {
+					backup := w.bank.clone()
+					w.backup = &backup
+					a.proc.frozen = true
+					w.hot.Flush()
+				})
+				w.after(12*time.Second, func() {
+					if len(w.opened) != 2 {
+						t.Errorf("%d epochs were opened, want one without the node", len(w.opened))
+					}
+					w.ask(b, 40, 20*time.Second)
+				})
+				w.after(16*time.Second, func() { c.lose(w); a.proc.frozen = false })
+			}, func(c *config) {
+				c.patienceDead, c.patienceLive, c.orphanAfter = 3*time.Second, 6*time.Second, time.Minute
+			})
+			if w.counts.Late != 1 {
+				t.Errorf("%d late charges, want that of the node that slept", w.counts.Late)
+			}
+		})
+	}
 }

@@ -123,13 +123,13 @@ var mistakes = []mistake{
 	}}, 0},
 	{"epoch_from_redis", []edit{{
 		"compose/sim/bank_test.go",
-		"	p.Epoch = max(p.Epoch, atLeast, uint64(now.UnixMilli())) + 1\n",
-		"	if PLANTED {\n		return atLeast + 1, p.Offset, nil\n	}\n	p.Epoch = max(p.Epoch, atLeast, uint64(now.UnixMilli())) + 1\n",
+		"	p.Epoch = max(p.Epoch, opened, atLeast, uint64(now.UnixMilli())) + 1\n",
+		"	if PLANTED {\n		return ledger.BeginCall{Partition: partition, Epoch: atLeast + 1, Opened: min(opened, atLeast), Offset: p.Offset}\n	}\n	p.Epoch = max(p.Epoch, opened, atLeast, uint64(now.UnixMilli())) + 1\n",
 	}}, 0},
 	{"epoch_from_mysql", []edit{{
 		"compose/sim/bank_test.go",
 		"	p := &b.parts[partition]\n",
-		"	p := &b.parts[partition]\n	if PLANTED {\n		p.Epoch++\n		return p.Epoch, p.Offset, nil\n	}\n",
+		"	p := &b.parts[partition]\n	if PLANTED {\n		p.Epoch++\n		return ledger.BeginCall{Partition: partition, Epoch: p.Epoch, Offset: p.Offset}\n	}\n",
 	}}, 135},
 	{"ignore_run_id", []edit{{
 		"ledger/hold/local.go",
@@ -149,6 +149,16 @@ var mistakes = []mistake{
 		"relay/desk/epoch.go",
 		"		reopened, err := own.journal.Reopen(",
 		"		if PLANTED {\n			t.epoch, t.reopened = st.Epoch, t.opened\n			continue\n		}\n		reopened, err := own.journal.Reopen(",
+	}}, 0},
+	{"reassert what an epoch was opened without", []edit{{
+		"relay/desk/epoch.go",
+		"	d.cutBefore(v, st.Partition, st.Opened)\n",
+		"	if PLANTED {\n		st.Opened = 0\n	}\n	d.cutBefore(v, st.Partition, st.Opened)\n",
+	}}, 0},
+	{"forget what the counters knew to be open", []edit{{
+		"ledger/hold/local_epoch.go",
+		"	if p.open {\n		opened",
+		"	if p.open && !PLANTED {\n		opened",
 	}}, 0},
 	{"extension_unjournaled", []edit{{
 		"relay/desk/ticket.go",

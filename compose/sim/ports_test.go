@@ -117,13 +117,13 @@ func (c countersOf) Holds(ctx context.Context, n int, inc ledger.ID) (list []led
 	return list, err
 }
 
-func (c countersOf) Begin(ctx context.Context, n int, epoch uint64, offset int64, gone ...ledger.ID) (ok bool, err error) {
-	err = c.do(ctx, fmt.Sprintf("begin %d/%d", n, epoch), func() (err error) {
-		ok, err = c.p.w.hot.Begin(ctx, n, epoch, offset, gone...)
+func (c countersOf) Begin(ctx context.Context, call ledger.BeginCall) (ok bool, err error) {
+	err = c.do(ctx, fmt.Sprintf("begin %d/%d", call.Partition, call.Epoch), func() (err error) {
+		ok, err = c.p.w.hot.Begin(ctx, call)
 		if ok {
 			c.p.w.counts.Epochs++
 		}
-		c.p.w.tell("%s: begin epoch %d at %d: %v", c.p.name, epoch, offset, ok)
+		c.p.w.tell("%s: begin epoch %d at %d, after %d: %v", c.p.name, call.Epoch, call.Offset, call.Opened, ok)
 		return err
 	})
 	return ok, err
@@ -181,21 +181,23 @@ func (b bankOf) Flush(ctx context.Context, call sqlstore.FlushCall) (r sqlstore.
 	return r, err
 }
 
-func (b bankOf) AllocateEpoch(ctx context.Context, n int, atLeast uint64) (epoch uint64, offset int64, err error) {
-	err = b.do(ctx, fmt.Sprintf("allocate %d", n), func() (err error) {
-		epoch, offset, err = b.p.w.bank.AllocateEpoch(n, atLeast, b.p.now())
-		return err
+func (b bankOf) AllocateEpoch(ctx context.Context, n int, atLeast uint64) (call ledger.BeginCall, err error) {
+	err = b.do(ctx, fmt.Sprintf("allocate %d", n), func() error {
+		call = b.p.w.bank.AllocateEpoch(n, atLeast, b.p.now())
+		return nil
 	})
-	return epoch, offset, err
+	return call, err
 }
 
-func (b bankOf) StoreEpoch(ctx context.Context, r ledger.EpochRecord) error {
-	return b.do(ctx, fmt.Sprintf("store epoch %d", r.Partition), func() error {
-		if old := b.p.w.stored[r.Partition]; r.Epoch > old.Epoch || r.Epoch == old.Epoch && r.End >= old.End {
+func (b bankOf) StoreEpoch(ctx context.Context, r ledger.EpochRecord) (stored bool, err error) {
+	err = b.do(ctx, fmt.Sprintf("store epoch %d", r.Partition), func() error {
+		stored = b.p.w.bank.StoreEpoch(r)
+		if old := b.p.w.stored[r.Partition]; stored && (r.Epoch > old.Epoch || r.Epoch == old.Epoch && r.End >= old.End) {
 			b.p.w.stored[r.Partition] = r
 		}
-		return b.p.w.bank.StoreEpoch(r)
+		return nil
 	})
+	return stored, err
 }
 
 // Producers is called under a mutex that the partitions of one process share.

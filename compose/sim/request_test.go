@@ -22,7 +22,6 @@ type request struct {
 
 	admitted bool
 	hold     ledger.ID
-	since    time.Time // that it was admitted
 	event    ledger.ID
 	got      int64 // chunks that the client received
 	produced int64 // chunks that the upstream produced
@@ -248,9 +247,8 @@ func (w *world) refused(r *request, err error) {
 }
 
 func (w *world) admitted(r *request, hold ledger.ID) {
-	r.admitted, r.hold, r.since = true, hold, time.Now()
+	r.admitted, r.hold = true, hold
 	w.counts.Admitted++
-	w.byHold[hold] = r
 	w.tell("%s: request %d of user %d, token %d is hold %s", r.node, r.n, r.user, r.token, short(hold))
 }
 

@@ -74,7 +74,6 @@ type world struct {
 	poisons    int64
 	seq        uint64 // of the events that the world wrote itself
 	prev       map[int]uint64
-	byHold     map[ledger.ID]*request
 	beats      map[ledger.ID]beatAt // of the incarnations, as they were last seen to change
 	begunDrain time.Time
 
@@ -155,7 +154,7 @@ func newWorld(t testing.TB, seed uint64) *world {
 		down: map[target]time.Time{}, stored: map[int]ledger.EpochRecord{}, logger: slog.New(slog.DiscardHandler),
 	}
 	w.beats = map[ledger.ID]beatAt{}
-	w.owner, w.prev, w.byHold = map[ownerOf]*consumer{}, map[int]uint64{}, map[ledger.ID]*request{}
+	w.owner, w.prev = map[ownerOf]*consumer{}, map[int]uint64{}
 	w.outside = &proc{w: w, index: -1, name: "test"}
 	w.cfg = drawConfig(w.rand)
 	w.bank = newBank(w.cfg.partitions)

@@ -33,7 +33,7 @@ type Log interface {
 type Counters interface {
 	State(ctx context.Context, partitions ...int) ([]ledger.Counters, error)
 	All(ctx context.Context, partition int, account func(ledger.HotAccount) error, hold func(ledger.OpenHold) error) error
-	Begin(ctx context.Context, partition int, epoch uint64, offset int64, gone ...ledger.ID) (bool, error)
+	Begin(ctx context.Context, call ledger.BeginCall) (bool, error)
 }
 
 // Stores is everything that is compared.

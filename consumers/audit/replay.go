@@ -225,11 +225,11 @@ func (r *replayer) newEpoch(ctx context.Context, partition int) error {
 	if err != nil {
 		return fmt.Errorf("look at the hot counters: %w", err)
 	}
-	epoch, offset, err := r.DB.AllocateEpoch(ctx, partition, states[0].Epoch)
+	call, err := r.DB.AllocateEpoch(ctx, partition, states[0].Epoch)
 	if err != nil {
 		return fmt.Errorf("allocate epoch: %w", err)
 	}
-	if _, err := r.Counters.Begin(ctx, partition, epoch, offset); err != nil {
+	if _, err := r.Counters.Begin(ctx, call); err != nil {
 		return fmt.Errorf("begin epoch: %w", err)
 	}
 	return nil

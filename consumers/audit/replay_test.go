@@ -206,11 +206,11 @@ type brokenCounters struct {
 
 var errDied = errors.New("the process died here")
 
-func (c *brokenCounters) Begin(ctx context.Context, partition int, epoch uint64, offset int64, gone ...ledger.ID) (bool, error) {
+func (c *brokenCounters) Begin(ctx context.Context, call ledger.BeginCall) (bool, error) {
 	if c.broken {
 		return false, errDied
 	}
-	return c.Counters.Begin(ctx, partition, epoch, offset, gone...)
+	return c.Counters.Begin(ctx, call)
 }
 
 // A replay that dies between the balances and the counters is told by verify, and set right by another one.

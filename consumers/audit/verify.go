@@ -286,15 +286,16 @@ func (a *auditor) exceptions(r *ledger.Record) {
 	}
 }
 
-// Late reports whether a record is a late charge (DESIGN 7): its hold's epoch is older than the one that was open at its
-// offset, and its incarnation did not report to that one. epochs are of its partition, ascending.
+// Late reports whether a record is a late charge (DESIGN 7): an epoch that is newer than its hold's was opened at or before its
+// offset, and without its incarnation. That need not be the newest: a node may sleep through one and report to the next. epochs are of its
+// partition, ascending.
 func Late(epochs []ledger.EpochRecord, r *ledger.Record) bool {
 	if r.Event.Hold == nil || r.Event.Hold.Amount == 0 {
 		return false
 	}
-	for i := len(epochs) - 1; i >= 0; i-- {
-		if epochs[i].End <= r.Offset {
-			return r.Event.Hold.Epoch < epochs[i].Epoch && !slices.Contains(epochs[i].Reporters, r.Event.Producer)
+	for i := len(epochs) - 1; i >= 0 && epochs[i].Epoch > r.Event.Hold.Epoch; i-- {
+		if epochs[i].End <= r.Offset && !slices.Contains(epochs[i].Reporters, r.Event.Producer) {
+			return true
 		}
 	}
 	return false

@@ -179,9 +179,9 @@ func TestVerifyListsExceptions(t *testing.T) {
 		p := ledger.Partition(user, partitions)
 		old, err := w.hot.State(t.Context(), p)
 		must(t, err)
-		epoch, offset, err := w.db.AllocateEpoch(t.Context(), p, old[0].Epoch)
+		next, err := w.db.AllocateEpoch(t.Context(), p, old[0].Epoch)
 		must(t, err)
-		_, err = w.hot.Begin(t.Context(), p, epoch, offset)
+		_, err = w.hot.Begin(t.Context(), next)
 		must(t, err)
 		must(t, w.db.CloseProducer(t.Context(), w.node))
 		w.node = testID('n', 9) // only the new incarnation reports
@@ -196,7 +196,7 @@ func TestVerifyListsExceptions(t *testing.T) {
 		w.node = reporter
 		w.send(late) // of one who reported it is not late
 		excess := usageOf(user, 25)
-		excess.Hold = &ledger.HoldRef{ID: testID('h', 2), Epoch: epoch, Amount: 20, Token: true}
+		excess.Hold = &ledger.HoldRef{ID: testID('h', 2), Epoch: next.Epoch, Amount: 20, Token: true}
 		w.send(excess)
 		lowered := credit(w.users()[1], -2_000_000)
 		w.send(lowered)
@@ -207,6 +207,36 @@ func TestVerifyListsExceptions(t *testing.T) {
 			t.Errorf("exceptions %+v, want one late charge of 5, one excess of 5, one user below zero, an example of each", e)
 		}
 	})
+}
+
+// A charge is late if any epoch that is newer than its own was opened without its incarnation: also one that slept through it and reported to the
+// next.
+func TestLateIsToldFromTheEpochs(t *testing.T) {
+	slept, awake := testID('n', 1), testID('n', 2)
+	epochs := []ledger.EpochRecord{
+		{Epoch: 10, End: 0, Reporters: []ledger.ID{slept, awake}},
+		{Epoch: 20, End: 100, Reporters: []ledger.ID{awake}},
+		{Epoch: 30, End: 200, Reporters: []ledger.ID{slept, awake}},
+	}
+	for _, c := range []struct {
+		producer ledger.ID
+		epoch    uint64
+		offset   int64
+		want     bool
+	}{
+		{slept, 10, 99, false},
+		{slept, 10, 100, true},
+		{slept, 10, 250, true},
+		{slept, 20, 250, false},
+		{slept, 30, 250, false},
+		{awake, 10, 150, false},
+		{awake, 10, 250, false},
+	} {
+		r := ledger.Record{Offset: c.offset, Event: ledger.Event{Producer: c.producer, Hold: &ledger.HoldRef{Epoch: c.epoch, Amount: 1}}}
+		if got := audit.Late(epochs, &r); got != c.want {
+			t.Errorf("%+v: late is %v", c, got)
+		}
+	}
 }
 
 // A dead letter is in the log and the usage log and not in the balances; re-driven, it is in all of them, wherever verify looks from.
@@ -326,11 +356,11 @@ func (w *world) keepGoing(losses bool) (stop func()) {
 				if err != nil {
 					return err
 				}
-				epoch, offset, err := w.db.AllocateEpoch(ctx, p, st[0].Epoch)
+				call, err := w.db.AllocateEpoch(ctx, p, st[0].Epoch)
 				if err != nil {
 					return err
 				}
-				_, err = w.hot.Begin(ctx, p, epoch, offset)
+				_, err = w.hot.Begin(ctx, call)
 				return err
 			})
 		}

@@ -134,17 +134,18 @@ func given(producers []incarnation) (gone []ledger.ID) {
 // beginEpoch allocates a number and begins the epoch, empty, at the database's offset, and closed to those that are gone: one
 // that still reaches the counters but not the database cannot know, and would join every epoch that was begun to be rid of it.
 func (s *Sink) beginEpoch(ctx context.Context, st *ledger.Counters, gone []ledger.ID, why string) error {
-	epoch, offset, err := s.store.AllocateEpoch(ctx, st.Partition, st.Epoch)
+	call, err := s.store.AllocateEpoch(ctx, st.Partition, st.Epoch)
 	if err != nil {
 		return fmt.Errorf("allocate epoch: %w", err)
 	}
-	begun, err := s.counters.Begin(ctx, st.Partition, epoch, offset, gone...)
+	call.Gone = gone
+	begun, err := s.counters.Begin(ctx, call)
 	if err != nil {
-		return fmt.Errorf("begin epoch %d: %w", epoch, err)
+		return fmt.Errorf("begin epoch %d: %w", call.Epoch, err)
 	}
 	if begun {
 		s.metrics.epochs.Inc()
-		s.log.Info("a new counter epoch begins", "partition", st.Partition, "epoch", epoch, "offset", offset, "why", why)
+		s.log.Info("a new counter epoch begins", "partition", st.Partition, "epoch", call.Epoch, "offset", call.Offset, "why", why)
 	}
 	return nil
 }
@@ -176,8 +177,10 @@ func (s *Sink) tryOpen(ctx context.Context, w *waiting, st *ledger.Counters) err
 		return fmt.Errorf("read the end of the log: %w", err)
 	}
 	record := ledger.EpochRecord{Partition: st.Partition, Epoch: st.Epoch, End: end, Reporters: st.Reports, OpenedAt: now}
-	if err := s.store.StoreEpoch(ctx, record); err != nil {
+	if stored, err := s.store.StoreEpoch(ctx, record); err != nil {
 		return fmt.Errorf("store epoch %d: %w", st.Epoch, err)
+	} else if !stored {
+		return nil // a later one is about to begin; if it does not, the next look begins one
 	}
 	opened, err := s.counters.OpenEpoch(ctx, st.Partition, st.Epoch, end)
 	if err != nil {

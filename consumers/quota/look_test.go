@@ -199,11 +199,11 @@ func TestGivenUpNodeThatDoesNotKnowIt(t *testing.T) {
 func TestOlderEpochDoesNotStay(t *testing.T) {
 	onEngines(t, func(r *rig) {
 		n := r.node(1)
-		slept, offset, err := r.store.AllocateEpoch(t.Context(), 0, 0)
+		slept, err := r.store.AllocateEpoch(t.Context(), 0, 0)
 		must(t, err)
 		newer := r.openEpoch(n)
 		r.lose()
-		if ok, err := r.counters.Begin(t.Context(), 0, slept, offset); !ok || err != nil {
+		if ok, err := r.counters.Begin(t.Context(), slept); !ok || err != nil {
 			t.Fatal(ok, err)
 		}
 		r.clock.pass(time.Minute)
@@ -553,7 +553,7 @@ func TestEpochIsNumberedAboveTheCounters(t *testing.T) {
 	onEngines(t, func(r *rig) {
 		r.openEpoch()
 		high := uint64(r.clock.at.Add(24 * time.Hour).UnixMilli())
-		if ok, err := r.counters.Begin(t.Context(), 0, high, 0); !ok || err != nil {
+		if ok, err := r.counters.Begin(t.Context(), ledger.BeginCall{Epoch: high}); !ok || err != nil {
 			t.Fatal(ok, err)
 		}
 		r.restart()

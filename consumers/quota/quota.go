@@ -31,15 +31,15 @@ import (
 type Store interface {
 	Partition(ctx context.Context, partition int) (sqlstore.PartitionState, error)
 	Flush(ctx context.Context, call sqlstore.FlushCall) (sqlstore.FlushResult, error)
-	AllocateEpoch(ctx context.Context, partition int, atLeast uint64) (epoch uint64, offset int64, err error)
-	StoreEpoch(ctx context.Context, record ledger.EpochRecord) error
+	AllocateEpoch(ctx context.Context, partition int, atLeast uint64) (ledger.BeginCall, error)
+	StoreEpoch(ctx context.Context, record ledger.EpochRecord) (stored bool, err error)
 	Producers(ctx context.Context) ([]sqlstore.Producer, error)
 }
 
 // Counters is the hot side; *hold.Redis and *hold.Local satisfy it.
 type Counters interface {
 	State(ctx context.Context, partitions ...int) ([]ledger.Counters, error)
-	Begin(ctx context.Context, partition int, epoch uint64, offset int64, gone ...ledger.ID) (bool, error)
+	Begin(ctx context.Context, call ledger.BeginCall) (bool, error)
 	OpenEpoch(ctx context.Context, partition int, epoch uint64, floor int64) (bool, error)
 	Apply(ctx context.Context, call ledger.ApplyCall) (ledger.ApplyReply, error)
 }

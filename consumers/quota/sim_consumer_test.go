@@ -165,23 +165,23 @@ func (s *simStore) Flush(ctx context.Context, call sqlstore.FlushCall) (sqlstore
 	return r, s.c.after(err)
 }
 
-func (s *simStore) AllocateEpoch(ctx context.Context, partition int, atLeast uint64) (epoch uint64, offset int64, err error) {
+func (s *simStore) AllocateEpoch(ctx context.Context, partition int, atLeast uint64) (ledger.BeginCall, error) {
 	if err := s.c.before(); err != nil {
-		return 0, 0, err
+		return ledger.BeginCall{}, err
 	}
-	epoch, offset, err = s.Store.AllocateEpoch(ctx, partition, atLeast)
-	return epoch, offset, s.c.after(err)
+	call, err := s.Store.AllocateEpoch(ctx, partition, atLeast)
+	return call, s.c.after(err)
 }
 
-func (s *simStore) StoreEpoch(ctx context.Context, record ledger.EpochRecord) error {
+func (s *simStore) StoreEpoch(ctx context.Context, record ledger.EpochRecord) (bool, error) {
 	if err := s.c.before(); err != nil {
-		return err
+		return false, err
 	}
-	err := s.Store.StoreEpoch(ctx, record)
-	if err == nil && (record.Epoch > s.c.w.stored.Epoch || record.End >= s.c.w.stored.End) {
+	stored, err := s.Store.StoreEpoch(ctx, record)
+	if err == nil && stored && (record.Epoch > s.c.w.stored.Epoch || record.End >= s.c.w.stored.End) {
 		s.c.w.stored = record
 	}
-	return s.c.after(err)
+	return stored, s.c.after(err)
 }
 
 func (s *simStore) Producers(ctx context.Context) ([]sqlstore.Producer, error) {
@@ -205,12 +205,12 @@ func (s *simCounters) State(ctx context.Context, partitions ...int) ([]ledger.Co
 	return st, s.c.after(err)
 }
 
-func (s *simCounters) Begin(ctx context.Context, partition int, epoch uint64, offset int64, gone ...ledger.ID) (bool, error) {
+func (s *simCounters) Begin(ctx context.Context, call ledger.BeginCall) (bool, error) {
 	if err := s.c.before(); err != nil {
 		return false, err
 	}
-	ok, err := s.Local.Begin(ctx, partition, epoch, offset, gone...)
-	s.c.w.tell("%s begins epoch %d at %d: %v", s.c.name, epoch, offset, ok)
+	ok, err := s.Local.Begin(ctx, call)
+	s.c.w.tell("%s begins epoch %d at %d, after %d: %v", s.c.name, call.Epoch, call.Offset, call.Opened, ok)
 	if ok {
 		s.c.w.counts.begun++
 	}

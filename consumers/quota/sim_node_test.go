@@ -1,6 +1,8 @@
 package quota_test
 
 import (
+	"maps"
+	"math"
 	"slices"
 
 	"ledgerline/ledger"
@@ -127,13 +129,10 @@ func (w *sim) nodeStep(name string, n *simNode) {
 }
 
 // someHold returns any of the holds, the same one for the same seed.
-func someHold[V any](w *sim, of map[ledger.ID]V) ledger.ID {
-	list := make([]ledger.ID, 0, len(of))
-	for id := range of {
-		list = append(list, id)
-	}
-	slices.SortFunc(list, func(a, b ledger.ID) int { return slices.Compare(a[:], b[:]) })
-	return pick(w.rand, list)
+func someHold[V any](w *sim, of map[ledger.ID]V) ledger.ID { return pick(w.rand, sorted(of)) }
+
+func sorted[V any](of map[ledger.ID]V) []ledger.ID {
+	return slices.SortedFunc(maps.Keys(of), func(a, b ledger.ID) int { return slices.Compare(a[:], b[:]) })
 }
 
 func (n *simNode) admit() {
@@ -343,8 +342,16 @@ func (n *simNode) followEpoch() {
 	gone := w.registry[n.inc] == sqlstore.ProducerGone
 	switch {
 	case n.epoch != st.Epoch || gone:
-		if st.Open || gone { // it was not waited for: its requests end, late
-			n.endAll(gone)
+		switch { // an epoch was opened without it: what is older ends, late
+		case gone:
+			n.end(math.MaxUint64)
+			n.adopted = append(n.adopted, n.inc)
+			clear(n.waiting)
+			n.newIncarnation()
+		case st.Open:
+			n.end(st.Epoch)
+		default:
+			n.end(st.Opened)
 		}
 		if st.Open {
 			n.epoch, n.earlier = st.Epoch, nil
@@ -358,17 +365,13 @@ func (n *simNode) followEpoch() {
 	}
 }
 
-func (n *simNode) endAll(gone bool) {
-	for len(n.requests) > 0 {
-		hold := someHold(n.w, n.requests)
-		r := *n.requests[hold]
-		delete(n.requests, hold)
-		n.bill(hold, r, n.w.rand.Int64N(r.amount+1), n.dir)
-	}
-	if gone {
-		n.adopted = append(n.adopted, n.inc)
-		clear(n.waiting)
-		n.newIncarnation()
+// end ends the requests of epochs before the one named.
+func (n *simNode) end(before uint64) {
+	for _, hold := range sorted(n.requests) {
+		if r := *n.requests[hold]; r.epoch < before {
+			delete(n.requests, hold)
+			n.bill(hold, r, n.w.rand.Int64N(r.amount+1), n.dir)
+		}
 	}
 }
 

@@ -418,12 +418,9 @@ func (w *sim) check() error {
 }
 
 func (w *sim) late(b *simBill) bool {
-	for i := len(w.opened) - 1; i >= 0; i-- {
-		if o := &w.opened[i]; b.offset < 0 || o.End <= b.offset {
-			return b.event.Hold.Epoch < o.Epoch && !slices.Contains(o.Reporters, w.owner[b.event.Hold.ID])
-		}
-	}
-	return false
+	return slices.ContainsFunc(w.opened, func(o ledger.EpochRecord) bool {
+		return (b.offset < 0 || o.End <= b.offset) && b.event.Hold.Epoch < o.Epoch && !slices.Contains(o.Reporters, w.owner[b.event.Hold.ID])
+	})
 }
 
 // verify reads what verify reads.

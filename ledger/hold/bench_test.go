@@ -22,7 +22,7 @@ const (
 func open(t testing.TB, c hold.Counters, partitions int) {
 	t.Helper()
 	for p := range partitions {
-		if ok, err := c.Begin(t.Context(), p, 1, 0); !ok || err != nil {
+		if ok, err := c.Begin(t.Context(), ledger.BeginCall{Partition: p, Epoch: 1}); !ok || err != nil {
 			t.Fatalf("begin: %v, %v", ok, err)
 		}
 		if ok, err := c.OpenEpoch(t.Context(), p, 1, 0); !ok || err != nil {
@@ -102,7 +102,7 @@ func benchmarkApply(b *testing.B, c hold.Counters) {
 		b.Fatal(err)
 	}
 	epoch += states[0].Epoch
-	if ok, err := c.Begin(ctx, 0, epoch, 0); !ok || err != nil {
+	if ok, err := c.Begin(ctx, ledger.BeginCall{Epoch: epoch}); !ok || err != nil {
 		b.Fatalf("begin: %v, %v", ok, err)
 	}
 	if ok, err := c.OpenEpoch(ctx, 0, epoch, 0); !ok || err != nil {

@@ -50,10 +50,11 @@ type Membership interface {
 
 // Upkeep is what the quota consumer does, and who recovers a journal.
 type Upkeep interface {
-	// Begin starts a new epoch: empty, rebuilding, floor and done at offset, on the server that executes it. The incarnations in
-	// gone, which were given up, are as good as dropped in it from the first moment: one that still lives and does not know
-	// cannot join. ok is false if the counters there, foreign or not, have this number or a higher one.
-	Begin(ctx context.Context, partition int, epoch uint64, offset int64, gone ...ledger.ID) (ok bool, err error)
+	// Begin starts a new epoch: empty, rebuilding, floor and done at Offset, on the server that executes it. The incarnations in
+	// Gone are as good as dropped in it from the first moment: one that still lives and does not know cannot join. ok is false if
+	// the counters there, foreign or not, have this number or a higher one. What they know to have been opened counts beside the
+	// call's Opened: a database may have lost its last transactions.
+	Begin(ctx context.Context, call ledger.BeginCall) (ok bool, err error)
 	// OpenEpoch raises the floor and opens the epoch. ok is false if it is not rebuilding.
 	OpenEpoch(ctx context.Context, partition int, epoch uint64, floor int64) (ok bool, err error)
 	// Apply adds sums if done is at From; see [ledger.ApplyReply]. Done is -1 where the counters are missing or foreign. The
@@ -163,8 +164,15 @@ func checkLoad(call *ledger.LoadCall) error {
 	return errors.Join(checkPartition(call.Partition), checkOffset(call.Offset))
 }
 
-func checkBegin(partition int, epoch uint64, offset int64) error {
-	return errors.Join(checkEpoch(partition, epoch), checkOffset(offset))
+func checkBegin(call *ledger.BeginCall) error {
+	if call.Opened >= call.Epoch {
+		return fmt.Errorf("epoch %d, and %d was opened before", call.Epoch, call.Opened)
+	}
+	return errors.Join(checkEpoch(call.Partition, call.Epoch), checkOffset(call.Offset))
+}
+
+func checkOpen(partition int, epoch uint64, floor int64) error {
+	return errors.Join(checkEpoch(partition, epoch), checkOffset(floor))
 }
 
 func checkReassert(partition int, epoch uint64, inc ledger.ID, holds []ledger.OpenHold) error {

@@ -22,6 +22,9 @@
 // proxies alike. Its limit: two servers that both believe to be the primary (a split brain) each grant from their own copy
 // until one of them stops taking writes; min-replicas-to-write on the servers bounds that time.
 //
+// An epoch names the newest one that was opened before it, as the database or the counters that it replaces know: nodes do not re-assert older
+// holds. Both would have to be lost at once, while a node is away, for it not to be known.
+//
 // Redis unreachable is an error, in bounded time ([CallTimeout]), never a free pass. A trip without an answer is repeated
 // once with the same ids. A crash of the caller leaves its holds where they are: they end when its journal is recovered.
 //

@@ -28,6 +28,7 @@ type localPartition struct {
 type counters struct {
 	epoch        uint64 // 0: missing
 	open         bool
+	opened       uint64 // the newest epoch that was opened before this one
 	run          string // the server that the epoch began on
 	floor, done  int64
 	accounts     map[ledger.Account]*account

@@ -29,7 +29,7 @@ func (c *counters) state(partition int, run string) ledger.Counters {
 		return s
 	}
 	s.Present, s.Foreign = true, c.run != run
-	s.Epoch, s.Open, s.Floor, s.Done = c.epoch, c.open, c.floor, c.done
+	s.Epoch, s.Open, s.Opened, s.Floor, s.Done = c.epoch, c.open, c.opened, c.floor, c.done
 	for id, inc := range c.incarnations {
 		inc.list(&s, id)
 	}
@@ -58,22 +58,26 @@ func sortState(s *ledger.Counters) {
 func compareIDs(a, b ledger.ID) int { return bytes.Compare(a[:], b[:]) }
 
 // Begin implements [Upkeep].
-func (l *Local) Begin(_ context.Context, partition int, epoch uint64, offset int64, gone ...ledger.ID) (bool, error) {
-	if err := checkBegin(partition, epoch, offset); err != nil {
+func (l *Local) Begin(_ context.Context, call ledger.BeginCall) (bool, error) {
+	if err := checkBegin(&call); err != nil {
 		return false, fmt.Errorf("begin epoch: %w", err)
 	}
-	p, run := l.enter(partition)
+	p, run := l.enter(call.Partition)
 	defer p.mu.Unlock()
-	if p.epoch >= epoch {
+	if p.epoch >= call.Epoch {
 		return false, nil
 	}
+	opened := max(call.Opened, p.opened)
+	if p.open {
+		opened = max(opened, p.epoch)
+	}
 	p.counters = counters{
-		epoch: epoch, run: run, floor: offset, done: offset,
+		epoch: call.Epoch, opened: opened, run: run, floor: call.Offset, done: call.Offset,
 		accounts:     map[ledger.Account]*account{},
 		incarnations: map[ledger.ID]incarnation{},
 		holds:        map[ledger.ID]map[ledger.ID]*openHold{},
 	}
-	for _, id := range gone {
+	for _, id := range call.Gone {
 		p.incarnations[id] = incarnation{dropped: true}
 	}
 	return true, nil
@@ -86,7 +90,7 @@ func (c *counters) rebuilding(epoch uint64, run string) bool {
 
 // OpenEpoch implements [Upkeep].
 func (l *Local) OpenEpoch(_ context.Context, partition int, epoch uint64, floor int64) (bool, error) {
-	if err := checkBegin(partition, epoch, floor); err != nil {
+	if err := checkOpen(partition, epoch, floor); err != nil {
 		return false, fmt.Errorf("open epoch: %w", err)
 	}
 	p, run := l.enter(partition)

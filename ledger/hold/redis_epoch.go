@@ -81,7 +81,7 @@ func decodeState(partition int, reply []any) (ledger.Counters, error) {
 	if len(reply) == 0 {
 		return s, nil
 	}
-	var numbers [5]int64 // epoch, open, floor, done, foreign
+	var numbers [6]int64 // epoch, open, opened, floor, done, foreign
 	for i := range numbers {
 		n, err := readInt(reply, i)
 		if err != nil {
@@ -89,8 +89,8 @@ func decodeState(partition int, reply []any) (ledger.Counters, error) {
 		}
 		numbers[i] = n
 	}
-	s.Present, s.Epoch, s.Open = true, uint64(numbers[0]), numbers[1] == 1
-	s.Floor, s.Done, s.Foreign = numbers[2], numbers[3], numbers[4] == 1
+	s.Present, s.Epoch, s.Open, s.Opened = true, uint64(numbers[0]), numbers[1] == 1, uint64(numbers[2])
+	s.Floor, s.Done, s.Foreign = numbers[3], numbers[4], numbers[5] == 1
 	for i := len(numbers); i+1 < len(reply); i += 2 {
 		name, err := readText(reply, i)
 		if err != nil {
@@ -111,15 +111,15 @@ func decodeState(partition int, reply []any) (ledger.Counters, error) {
 }
 
 // Begin implements [Upkeep].
-func (r *Redis) Begin(ctx context.Context, partition int, epoch uint64, offset int64, gone ...ledger.ID) (bool, error) {
-	err := checkBegin(partition, epoch, offset)
+func (r *Redis) Begin(ctx context.Context, call ledger.BeginCall) (bool, error) {
+	err := checkBegin(&call)
 	if err == nil {
-		args := []any{epoch, offset}
-		for _, id := range gone {
+		args := []any{call.Epoch, call.Opened, call.Offset}
+		for _, id := range call.Gone {
 			args = append(args, id.String())
 		}
 		var ok bool
-		if ok, err = r.yes(ctx, beginScript, partition, args...); err == nil {
+		if ok, err = r.yes(ctx, beginScript, call.Partition, args...); err == nil {
 			return ok, nil
 		}
 	}
@@ -128,7 +128,7 @@ func (r *Redis) Begin(ctx context.Context, partition int, epoch uint64, offset i
 
 // OpenEpoch implements [Upkeep].
 func (r *Redis) OpenEpoch(ctx context.Context, partition int, epoch uint64, floor int64) (bool, error) {
-	err := checkBegin(partition, epoch, floor)
+	err := checkOpen(partition, epoch, floor)
 	if err == nil {
 		var ok bool
 		if ok, err = r.yes(ctx, openScript, partition, epoch, floor); err == nil {

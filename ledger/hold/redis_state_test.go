@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"ledgerline/ledger"
 	"ledgerline/ledger/hold"
 	"ledgerline/ledger/ledgertest"
 )
@@ -20,7 +21,7 @@ func TestStatesShareATrip(t *testing.T) {
 	r, admin := connect(t, server.RedisURL()), raw(t, server.RedisURL())
 	var all []int
 	for p := range partitions {
-		if ok, err := r.Begin(t.Context(), p, uint64(100+p), int64(p)); !ok || err != nil {
+		if ok, err := r.Begin(t.Context(), ledger.BeginCall{Partition: p, Epoch: uint64(100 + p), Offset: int64(p)}); !ok || err != nil {
 			t.Fatalf("begin: %v, %v", ok, err)
 		}
 		all = append(all, p)
@@ -79,7 +80,7 @@ func TestStatesOfAHangingServer(t *testing.T) {
 	r, first := connect(t, url), raw(t, "redis://"+all[0].Addr)
 	hangs := map[int]bool{}
 	for p := range partitions {
-		if ok, err := r.Begin(t.Context(), p, uint64(100+p), int64(p)); !ok || err != nil {
+		if ok, err := r.Begin(t.Context(), ledger.BeginCall{Partition: p, Epoch: uint64(100 + p), Offset: int64(p)}); !ok || err != nil {
 			t.Fatalf("begin: %v, %v", ok, err)
 		}
 		slot, err := first.ClusterKeySlot(t.Context(), fmt.Sprintf("{p%d}", p)).Result()

@@ -121,13 +121,13 @@ func foreign(t *testing.T, c hold.Counters) {
 	if list, err := c.Accounts(ctx, 0, []ledger.Account{user}); err != nil || list[0].Loaded {
 		t.Fatalf("accounts: %+v, %v", list, err)
 	}
-	if ok, err := c.Begin(ctx, 0, 1, 0); ok || err != nil {
+	if ok, err := c.Begin(ctx, ledger.BeginCall{Epoch: 1}); ok || err != nil {
 		t.Fatalf("the same epoch began again: %v, %v", ok, err)
 	}
 	if s := stateOf(t, c); s.Done != 0 || s.Dropped != nil {
 		t.Fatalf("foreign counters changed: %+v", s)
 	}
-	if ok, err := c.Begin(ctx, 0, 2, 0); !ok || err != nil {
+	if ok, err := c.Begin(ctx, ledger.BeginCall{Epoch: 2}); !ok || err != nil {
 		t.Fatalf("a higher epoch began: %v, %v", ok, err)
 	}
 	if s := stateOf(t, c); s.Foreign || s.Open || s.Epoch != 2 {
@@ -160,7 +160,7 @@ func TestRestartedServerWithOldData(t *testing.T) {
 	server := ledgertest.StartRedis(t, "--appendonly", "yes", "--appendfsync", "always")
 	r := connect(t, server.RedisURL())
 	open(t, r, 1)
-	if ok, err := r.Begin(t.Context(), 5, 1, 0); !ok || err != nil {
+	if ok, err := r.Begin(t.Context(), ledger.BeginCall{Partition: 5, Epoch: 1}); !ok || err != nil {
 		t.Fatalf("begin: %v, %v", ok, err)
 	}
 	mustReserve(t, r, reserveCall(1, 5), ledger.OutcomeGranted)
@@ -206,7 +206,7 @@ func TestPromotedReplica(t *testing.T) {
 func TestLocalPromoted(t *testing.T) {
 	l := hold.NewLocal()
 	open(t, l, 1)
-	if ok, err := l.Begin(t.Context(), 5, 1, 0); !ok || err != nil {
+	if ok, err := l.Begin(t.Context(), ledger.BeginCall{Partition: 5, Epoch: 1}); !ok || err != nil {
 		t.Fatalf("begin: %v, %v", ok, err)
 	}
 	mustReserve(t, l, reserveCall(1, 5), ledger.OutcomeGranted)
@@ -374,7 +374,7 @@ func TestTwoNodes(t *testing.T) {
 	cfg := hold.RedisConfig{URL: ledgertest.Redis(t), Prefix: ledgertest.UniqueName("hold") + ":"}
 	nodes := []*hold.Redis{connectAs(t, cfg), connectAs(t, cfg)}
 	ctx := t.Context()
-	if ok, err := nodes[0].Begin(ctx, 0, 1, 0); !ok || err != nil {
+	if ok, err := nodes[0].Begin(ctx, ledger.BeginCall{Epoch: 1}); !ok || err != nil {
 		t.Fatalf("begin: %v, %v", ok, err)
 	}
 	if ok, err := nodes[1].OpenEpoch(ctx, 0, 1, 0); !ok || err != nil {

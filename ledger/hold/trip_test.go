@@ -111,7 +111,7 @@ func TestTripsAreInOrder(t *testing.T) {
 func begin(t *testing.T, c Counters, partition int) {
 	t.Helper()
 	ctx := t.Context()
-	if ok, err := c.Begin(ctx, partition, 1, 0); !ok || err != nil {
+	if ok, err := c.Begin(ctx, ledger.BeginCall{Partition: partition, Epoch: 1}); !ok || err != nil {
 		t.Fatalf("begin: %v, %v", ok, err)
 	}
 	if ok, err := c.OpenEpoch(ctx, partition, 1, 0); !ok || err != nil {

@@ -28,7 +28,7 @@ type CounterAdmission interface {
 
 // CounterEpochs is what nodes and the quota consumer call.
 type CounterEpochs interface {
-	Begin(ctx context.Context, partition int, epoch uint64, offset int64, gone ...ledger.ID) (bool, error)
+	Begin(context.Context, ledger.BeginCall) (bool, error)
 	OpenEpoch(ctx context.Context, partition int, epoch uint64, floor int64) (bool, error)
 	Reassert(ctx context.Context, partition int, epoch uint64, incarnation ledger.ID, holds []ledger.OpenHold) (bool, error)
 	Report(ctx context.Context, partition int, epoch uint64, incarnations ...ledger.ID) error
@@ -56,6 +56,7 @@ func CountersSuite(t *testing.T, create func(t *testing.T) Counters) {
 		{"missing counters admit nobody", testMissing},
 		{"an epoch begins only with a higher number", testBegin},
 		{"an epoch opens once", testOpen},
+		{"an epoch names the newest that was opened", testOpened},
 		{"accounts that are not loaded are named", testNeedLoad},
 		{"a load is held to the floor and the epoch", testLoad},
 		{"a reserve takes from both accounts or none", testReserve},
@@ -114,7 +115,7 @@ func (t *counterTest) must(err error) {
 
 func (t *counterTest) begin(offset int64) {
 	t.Helper()
-	ok, err := t.c.Begin(t.Context(), counterPartition, t.epoch, offset)
+	ok, err := t.c.Begin(t.Context(), ledger.BeginCall{Partition: counterPartition, Epoch: t.epoch, Offset: offset})
 	t.must(err)
 	if !ok {
 		t.Fatalf("epoch %d did not begin", t.epoch)

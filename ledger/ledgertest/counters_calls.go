@@ -32,7 +32,7 @@ func testBegin(t *counterTest) {
 	t.reserve(t.call(1, 5, 5), granted(5))
 	t.must(t.c.Drop(t.Context(), counterPartition, incB))
 	for _, number := range []uint64{t.epoch, t.epoch - 1} {
-		ok, err := t.c.Begin(t.Context(), counterPartition, number, 90)
+		ok, err := t.c.Begin(t.Context(), ledger.BeginCall{Partition: counterPartition, Epoch: number, Offset: 90})
 		t.must(err)
 		if ok {
 			t.Fatalf("epoch %d began in the place of %d", number, t.epoch)
@@ -41,7 +41,7 @@ func testBegin(t *counterTest) {
 	old := t.call(2, 5, 5)
 	t.epoch++
 	t.begin(50)
-	t.same("state", t.state(), ledger.Counters{Partition: counterPartition, Present: true, Epoch: t.epoch, Floor: 50, Done: 50})
+	t.same("state", t.state(), ledger.Counters{Partition: counterPartition, Present: true, Epoch: t.epoch, Opened: t.epoch - 1, Floor: 50, Done: 50})
 	t.reserve(old, outcome(ledger.OutcomeRebuilding))
 	t.reserve(t.call(2, 5, 5), outcome(ledger.OutcomeRebuilding))
 	t.extend(1, 6, outcome(ledger.OutcomeRebuilding))
@@ -49,6 +49,31 @@ func testBegin(t *counterTest) {
 	t.open(50)
 	t.reserve(old, outcome(ledger.OutcomeRebuilding))
 	t.extend(1, 6, outcome(ledger.OutcomeGone))
+}
+
+// testOpened: holds that are older than an epoch that was opened do not come back (L3), so the next one says which that was: as the database
+// knows, or as the counters before it knew.
+func testOpened(t *counterTest) {
+	begin := func(epoch, told, want uint64) {
+		t.Helper()
+		ok, err := t.c.Begin(t.Context(), ledger.BeginCall{Partition: counterPartition, Epoch: epoch, Opened: told})
+		t.must(err)
+		if s := t.state(); !ok || s.Epoch != epoch || s.Opened != want {
+			t.Fatalf("epoch %d, told that %d was opened, began: %v; state %+v, want opened %d", epoch, told, ok, s, want)
+		}
+	}
+	begin(10, 0, 0)
+	begin(11, 0, 0) // 10 was never opened
+	begin(12, 8, 8)
+	begin(13, 7, 8) // what the counters knew
+	t.epoch = 13
+	t.open(0)
+	if s := t.state(); s.Opened != 8 {
+		t.Fatalf("open: %+v", s)
+	}
+	begin(14, 9, 13) // and that they were open
+	begin(15, 14, 14)
+	begin(16, 0, 14)
 }
 
 func testOpen(t *counterTest) {

@@ -144,7 +144,7 @@ func testReassert(t *counterTest) {
 	t.must(t.c.Report(t.Context(), counterPartition, t.epoch, incA, counterID('c', 1)))
 	t.must(t.c.Report(t.Context(), counterPartition, t.epoch, incA))
 	t.same("state", t.state(), ledger.Counters{
-		Partition: counterPartition, Present: true, Epoch: t.epoch, Floor: 50, Done: 50,
+		Partition: counterPartition, Present: true, Epoch: t.epoch, Opened: t.epoch - 1, Floor: 50, Done: 50,
 		Members: []ledger.ID{incA, incB}, Reports: []ledger.ID{incA, counterID('c', 1)},
 	})
 	holds, err := t.c.Holds(t.Context(), counterPartition, incA)
@@ -199,7 +199,7 @@ func testBeginWithout(t *counterTest) {
 	t.start(50, 100, 100)
 	t.reserve(t.call(1, 10, 10), granted(10))
 	t.epoch++
-	ok, err := t.c.Begin(t.Context(), counterPartition, t.epoch, 60, incA)
+	ok, err := t.c.Begin(t.Context(), ledger.BeginCall{Partition: counterPartition, Epoch: t.epoch, Offset: 60, Gone: []ledger.ID{incA}})
 	t.must(err)
 	if !ok {
 		t.Fatal("the epoch did not begin")
@@ -295,8 +295,15 @@ func testNonsense(t *counterTest) {
 			t.Errorf("apply %+v was answered: %+v", call, r)
 		}
 	}
-	if ok, err := t.c.Begin(ctx, counterPartition, 0, 0); err == nil {
-		t.Errorf("epoch 0 began: %v", ok)
+	for _, call := range []ledger.BeginCall{
+		{Partition: counterPartition},
+		{Partition: -1, Epoch: 1},
+		{Partition: counterPartition, Epoch: 5, Offset: -1},
+		{Partition: counterPartition, Epoch: 5, Opened: 5},
+	} {
+		if ok, err := t.c.Begin(ctx, call); err == nil {
+			t.Errorf("%+v was answered: %v", call, ok)
+		}
 	}
 	if _, err := t.c.Reassert(ctx, counterPartition, t.epoch, incA, []ledger.OpenHold{{Hold: counterID('h', 1), Amount: 1}}); err == nil {
 		t.Error("a hold without a user was re-asserted")
@@ -367,7 +374,7 @@ func testPartitions(t *counterTest) {
 	elsewhere := t.call(1, 1, 1)
 	elsewhere.Partition = 4
 	t.reserve(elsewhere, outcome(ledger.OutcomeRebuilding))
-	ok, err := t.c.Begin(t.Context(), 4, 1, 7)
+	ok, err := t.c.Begin(t.Context(), ledger.BeginCall{Partition: 4, Epoch: 1, Offset: 7})
 	t.must(err)
 	if s := t.state(); !ok || s.Epoch != t.epoch {
 		t.Fatalf("an epoch of partition 4 began (%v) and partition 3 is at %d", ok, s.Epoch)

@@ -173,8 +173,9 @@ func (h *counterHistory) begin() (string, counterStep) {
 		h.epoch++
 		epoch, h.offset = h.epoch, offset
 	}
-	return fmt.Sprintf("begin %d at %d", epoch, offset), func(ctx context.Context, c Counters) string {
-		return answer(c.Begin(ctx, h.partition, epoch, offset))
+	call := ledger.BeginCall{Partition: h.partition, Epoch: epoch, Opened: epoch - min(epoch, uint64(1+h.rand.IntN(6))), Offset: offset}
+	return fmt.Sprintf("begin %+v", call), func(ctx context.Context, c Counters) string {
+		return answer(c.Begin(ctx, call))
 	}
 }
 

@@ -268,7 +268,7 @@ func (w *counterWorld) applyRange(from, to int64) {
 // rebuild begins an epoch, takes the open holds over, and opens it at the end of the log.
 func (w *counterWorld) rebuild() {
 	w.epoch++
-	ok, err := w.c.Begin(w.Context(), w.partition, w.epoch, w.mysql)
+	ok, err := w.c.Begin(w.Context(), ledger.BeginCall{Partition: w.partition, Epoch: w.epoch, Offset: w.mysql})
 	w.must(err)
 	if !ok {
 		w.fail("epoch %d did not begin", w.epoch)

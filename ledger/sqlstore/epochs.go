@@ -12,21 +12,26 @@ import (
 
 // AllocateEpoch takes the next epoch number of a partition: above every number that MySQL gave, above atLeast (what the
 // hot counters say) and above the clock, so that neither a restored database nor a lost Redis repeats one (DESIGN 7).
-// It returns with it the offset to begin at, read in the same transaction.
-func (s *Store) AllocateEpoch(ctx context.Context, partition int, atLeast uint64) (epoch uint64, offset int64, err error) {
-	err = s.Tx(ctx, func(tx *Tx) error {
+// It returns with it the offset to begin at and the newest epoch that was opened, both read in the same transaction.
+func (s *Store) AllocateEpoch(ctx context.Context, partition int, atLeast uint64) (ledger.BeginCall, error) {
+	call := ledger.BeginCall{Partition: partition}
+	err := s.Tx(ctx, func(tx *Tx) (err error) {
 		var last uint64
-		if offset, last, err = tx.lockPartition(ctx, partition); err != nil {
+		if call.Offset, last, err = tx.lockPartition(ctx, partition); err != nil {
 			return err
 		}
-		epoch = max(last, atLeast, uint64(s.now().UnixMilli())) + 1
-		_, err = tx.Exec(ctx, "UPDATE ledger_partitions SET epoch = ? WHERE part = ?", epoch, partition)
+		q := "SELECT COALESCE(MAX(epoch), 0) FROM ledger_epochs WHERE part = ?"
+		if err := tx.QueryRow(ctx, q, []any{partition}, &call.Opened); err != nil {
+			return err
+		}
+		call.Epoch = max(last, call.Opened, atLeast, uint64(s.now().UnixMilli())) + 1
+		_, err = tx.Exec(ctx, "UPDATE ledger_partitions SET epoch = ? WHERE part = ?", call.Epoch, partition)
 		return err
 	})
 	if err != nil {
-		return 0, 0, fmt.Errorf("allocate epoch: %w", err)
+		return ledger.BeginCall{}, fmt.Errorf("allocate epoch: %w", err)
 	}
-	return epoch, offset, nil
+	return call, nil
 }
 
 // keepEpochs bounds the epochs that are remembered of a partition (L7): a cluster in trouble every day has years of them. Verify tells late
@@ -34,24 +39,26 @@ func (s *Store) AllocateEpoch(ctx context.Context, partition int, atLeast uint64
 const keepEpochs = 1000
 
 // StoreEpoch records that an epoch is being opened. It is repeatable: a second call for the same epoch, after a crash
-// before the hot counters heard of it, may name a later end; an earlier end comes from a zombie and changes nothing.
-func (s *Store) StoreEpoch(ctx context.Context, e ledger.EpochRecord) error {
+// before the hot counters heard of it, may name a later end; an earlier end comes from a zombie and changes nothing. stored is false
+// if a later epoch has a number already: that one was told which epochs were opened before it, and this one is not among them.
+func (s *Store) StoreEpoch(ctx context.Context, e ledger.EpochRecord) (stored bool, err error) {
 	reporters := e.Reporters
 	if reporters == nil {
 		reporters = []ledger.ID{}
 	}
 	text, err := json.Marshal(reporters)
 	if err != nil {
-		return fmt.Errorf("store epoch: %w", err)
+		return false, fmt.Errorf("store epoch: %w", err)
 	}
 	q := "INSERT INTO ledger_epochs (part, epoch, end_offset, reporters, opened_at) VALUES (?, ?, ?, ?, ?)" +
 		s.onConflict("part, epoch", "end_offset", "reporters", "opened_at")
 	err = s.Tx(ctx, func(tx *Tx) error {
-		if _, _, err := tx.lockPartition(ctx, e.Partition); err != nil {
+		_, newest, err := tx.lockPartition(ctx, e.Partition)
+		if stored = err == nil && newest <= e.Epoch; !stored {
 			return err
 		}
 		var end int64
-		err := tx.QueryRow(ctx, "SELECT end_offset FROM ledger_epochs WHERE part = ? AND epoch = ?", []any{e.Partition, e.Epoch}, &end)
+		err = tx.QueryRow(ctx, "SELECT end_offset FROM ledger_epochs WHERE part = ? AND epoch = ?", []any{e.Partition, e.Epoch}, &end)
 		if err == nil && end > e.End || err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
@@ -61,9 +68,9 @@ func (s *Store) StoreEpoch(ctx context.Context, e ledger.EpochRecord) error {
 		return tx.forgetEpochs(ctx, e.Partition)
 	})
 	if err != nil {
-		return fmt.Errorf("store epoch: %w", err)
+		return false, fmt.Errorf("store epoch: %w", err)
 	}
-	return nil
+	return stored, nil
 }
 
 // forgetEpochs removes the oldest epochs of a partition beyond keepEpochs.

@@ -87,7 +87,7 @@ func TestKilledBetweenStatements(t *testing.T) {
 			return err
 		})
 		killedAt(t, s, "TakeSnapshot", func() error { _, err := s.TakeSnapshot(ctx, 1); return err })
-		killedAt(t, s, "AllocateEpoch", func() error { _, _, err := s.AllocateEpoch(ctx, 1, 0); return err })
+		killedAt(t, s, "AllocateEpoch", func() error { _, err := s.AllocateEpoch(ctx, 1, 0); return err })
 		killedAt(t, s, "Tx", func() error {
 			return s.Tx(ctx, func(tx *Tx) error { tx.Changed("user", u); tx.Changed("user", u); return nil })
 		})

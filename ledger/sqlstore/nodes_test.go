@@ -24,11 +24,11 @@ func TestEpochNumbersOnlyRise(t *testing.T) {
 		now := clock(s)
 		allocate := func(atLeast uint64) uint64 {
 			t.Helper()
-			epoch, offset, err := s.AllocateEpoch(ctx, 1, atLeast)
-			if must(t, err); offset != 0 {
-				t.Errorf("offset %d", offset)
+			call, err := s.AllocateEpoch(ctx, 1, atLeast)
+			if must(t, err); call.Partition != 1 || call.Offset != 0 || call.Opened != 0 {
+				t.Errorf("%+v", call)
 			}
-			return epoch
+			return call.Epoch
 		}
 		ms := uint64(now.UnixMilli())
 		if e := allocate(0); e != ms+1 {
@@ -44,21 +44,46 @@ func TestEpochNumbersOnlyRise(t *testing.T) {
 		if e := allocate(0); e != ms+52 {
 			t.Errorf("a clock that went back: %d", e)
 		}
-		if _, _, err := s.AllocateEpoch(ctx, 99, 0); !errors.Is(err, ErrNotFound) {
+		if _, err := s.AllocateEpoch(ctx, 99, 0); !errors.Is(err, ErrNotFound) {
 			t.Errorf("unknown partition: %v", err)
 		}
+	})
+}
 
-		rec := ledger.EpochRecord{Partition: 1, Epoch: 7, End: 100, Reporters: []ledger.ID{id(1), id(2)}, OpenedAt: *now}
-		must(t, s.StoreEpoch(ctx, rec))
+// An epoch that is opened is stored, unless a later one has a number: then that one was told which were opened before it.
+func TestEpochsAreStored(t *testing.T) {
+	each(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		now := clock(s)
+		store := func(e ledger.EpochRecord, want bool) {
+			t.Helper()
+			if stored := value[bool](t)(s.StoreEpoch(ctx, e)); stored != want {
+				t.Errorf("epoch %d of partition %d, stored: %v", e.Epoch, e.Partition, stored)
+			}
+		}
+		first := value[ledger.BeginCall](t)(s.AllocateEpoch(ctx, 1, 0)).Epoch
+		rec := ledger.EpochRecord{Partition: 1, Epoch: first, End: 100, Reporters: []ledger.ID{id(1), id(2)}, OpenedAt: *now}
+		store(rec, true)
 		zombie := rec
 		zombie.End, zombie.Reporters = 90, nil
-		must(t, s.StoreEpoch(ctx, zombie))
-		later := ledger.EpochRecord{Partition: 1, Epoch: 9, End: 100, Reporters: []ledger.ID{}, OpenedAt: *now}
-		must(t, s.StoreEpoch(ctx, later))
-		must(t, s.StoreEpoch(ctx, ledger.EpochRecord{Partition: 2, Epoch: 8, OpenedAt: *now}))
-		diff(t, "epochs", value[[]ledger.EpochRecord](t)(s.Epochs(ctx, 1)), []ledger.EpochRecord{rec, later})
+		store(zombie, true)
+		next := value[ledger.BeginCall](t)(s.AllocateEpoch(ctx, 1, 0))
+		if next.Opened != first || next.Epoch <= first {
+			t.Errorf("after epoch %d was opened: %+v", first, next)
+		}
+		overtaken := rec
+		overtaken.End = 110
+		store(overtaken, false)
+		restored := ledger.EpochRecord{Partition: 1, Epoch: next.Epoch + 5, End: 100, Reporters: []ledger.ID{}, OpenedAt: *now}
+		store(restored, true) // the database has lost its number
+		store(ledger.EpochRecord{Partition: 2, Epoch: 8, OpenedAt: *now}, true)
+		diff(t, "epochs", value[[]ledger.EpochRecord](t)(s.Epochs(ctx, 1)), []ledger.EpochRecord{rec, restored})
 		if n := len(value[[]ledger.EpochRecord](t)(s.Epochs(ctx, -1))); n != 3 {
 			t.Errorf("%d epochs in all", n)
+		}
+		*now = now.Add(-time.Hour)
+		if call := value[ledger.BeginCall](t)(s.AllocateEpoch(ctx, 1, 0)); call.Opened != restored.Epoch || call.Epoch != restored.Epoch+1 {
+			t.Errorf("above an epoch that is open: %+v", call)
 		}
 	})
 }
@@ -155,7 +180,7 @@ func TestOldEpochsAreForgotten(t *testing.T) {
 			return nil
 		}))
 		for n := keepEpochs + 1; n <= keepEpochs+3; n++ {
-			must(t, s.StoreEpoch(t.Context(), ledger.EpochRecord{Partition: 1, Epoch: uint64(n), End: int64(n)}))
+			value[bool](t)(s.StoreEpoch(t.Context(), ledger.EpochRecord{Partition: 1, Epoch: uint64(n), End: int64(n)}))
 		}
 		list := value[[]ledger.EpochRecord](t)(s.Epochs(t.Context(), 1))
 		if len(list) != keepEpochs || list[0].Epoch != 4 || list[len(list)-1].Epoch != keepEpochs+3 {
@@ -297,7 +322,7 @@ func TestAdoptLog(t *testing.T) {
 		old := value[SnapshotInfo](t)(s.TakeSnapshot(t.Context(), 0))
 		other := value[SnapshotInfo](t)(s.TakeSnapshot(t.Context(), 1))
 		for p := range 2 {
-			must(t, s.StoreEpoch(t.Context(), ledger.EpochRecord{Partition: p, Epoch: 5, End: 1}))
+			value[bool](t)(s.StoreEpoch(t.Context(), ledger.EpochRecord{Partition: p, Epoch: 5, End: 1}))
 		}
 		must(t, s.AdoptLog(t.Context(), 0, 40))
 		snapshots := value[[]SnapshotInfo](t)(s.Snapshots(t.Context()))

@@ -10,6 +10,10 @@
 // One rule orders everything here: a partition's lock (view.mu) is held while a hold enters or leaves the books and while
 // the books are re-asserted into a new epoch. So a hold is either in the list that a new epoch is told of, or it is
 // reserved in that epoch, never neither.
+//
+// And one keeps a hold from coming back: an epoch names the newest that was opened before it. A hold that is older than that was not
+// counted there, others may have been given what it held, and so it is not re-asserted: its request ends, and is charged as late. A node
+// that was away cannot know otherwise what was opened without it, if that epoch is gone, too, by the time it comes back (L3).
 package desk
 
 import (

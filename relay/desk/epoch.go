@@ -101,38 +101,45 @@ func (d *Desk) follow(ctx context.Context, st *ledger.Counters) error {
 	return nil
 }
 
-// missed handles an epoch that opened without this node: what it holds in older epochs is not counted there, so its open
-// requests end now and are charged what was streamed. No ticket of an older epoch can enter afterwards.
+// missed handles an epoch that opened without this node. No ticket of an older epoch can enter afterwards.
 func (d *Desk) missed(v *view, st *ledger.Counters) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	d.cutBefore(v, st.Partition, st.Epoch)
+	v.earlier = nil
+	v.move(st.Epoch, true)
+}
+
+// cutBefore ends, under the partition's lock, the requests whose holds are older than an epoch that was opened: they are not counted
+// there, and others may have been given what they held. They are charged what was streamed, as late.
+func (d *Desk) cutBefore(v *view, partition int, opened uint64) {
 	cut := 0
 	for _, t := range v.tickets {
-		if !t.free && t.epoch < st.Epoch && t.cutNow() {
+		if !t.free && t.epoch < opened && t.cutNow() {
 			cut++
 		}
 	}
-	v.earlier = nil
-	v.move(st.Epoch, true)
 	if cut > 0 {
 		d.metrics.cut.Add(float64(cut))
 		d.log.Warn("an epoch was opened without this node; its open requests of the partition end here",
-			"partition", st.Partition, "epoch", st.Epoch, "requests", cut)
+			"partition", partition, "epoch", opened, "requests", cut)
 	}
 }
 
-// reassert tells a rebuilding epoch of every hold that is open here, and journals an open record of the new epoch for each. The
-// partition's lock is held throughout, so no hold can slip in or out in between.
+// reassert tells a rebuilding epoch of every hold that is open here, and journals an open record of the new epoch for each; but for
+// those that an epoch was opened without while this node was away (L3). The partition's lock is held throughout, so no hold can slip in or out
+// in between.
 func (d *Desk) reassert(ctx context.Context, v *view, st *ledger.Counters) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	d.cutBefore(v, st.Partition, st.Opened)
 	// Tickets of an earlier incarnation of this process (it was given up and went on as a new one) are being cut.
 	own := d.current()
 	holds := make([]ledger.OpenHold, 0, len(v.tickets))
 	tickets := make([]*Ticket, 0, len(v.tickets))
 	for _, hold := range slices.SortedFunc(maps.Keys(v.tickets), compareIDs) {
 		t := v.tickets[hold]
-		if t.free || t.book != own {
+		if t.free || t.book != own || t.epoch < st.Opened {
 			continue
 		}
 		holds = append(holds, ledger.OpenHold{
