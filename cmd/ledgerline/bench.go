@@ -118,12 +118,6 @@ const (
 	baseName   = "base"
 )
 
-// The two kinds of request.
-const (
-	kindPlain  = "plain"
-	kindStream = "stream"
-)
-
 func (b *bench) run(ctx context.Context) error {
 	var err error
 	if b.upstream, err = b.start(ctx, "mock upstream", "bench", "upstream"); err != nil {
@@ -150,7 +144,7 @@ func (b *bench) run(ctx context.Context) error {
 func (b *bench) tables(ctx context.Context, targets []target) error {
 	var report benchReport
 	var all []benchRow
-	for _, kind := range []string{kindPlain, kindStream} {
+	for _, kind := range kinds {
 		if b.o.kind != "" && b.o.kind != kind {
 			continue
 		}
@@ -181,9 +175,10 @@ func (b *bench) limits(ctx context.Context, targets []target, what string) error
 	if what == measureLatency {
 		return b.latency(ctx, targets)
 	}
-	measure := map[string]func(context.Context, *target) error{
-		measureStreams: b.streams, measureIdle: b.idleConnections, measureOverload: b.overload,
-	}[what]
+	if what == measureStreams {
+		return b.streams(ctx, targets)
+	}
+	measure := map[string]func(context.Context, *target) error{measureIdle: b.idleConnections, measureOverload: b.overload}[what]
 	for i := range targets {
 		if targets[i].pids["relay"] == 0 {
 			continue
@@ -203,7 +198,7 @@ func (b *bench) targets(ctx context.Context) ([]target, error) {
 		out = append(out, target{name: directName, url: b.upstream.url, key: "none", pids: map[string]int{}})
 	}
 	if want("proxy") {
-		args := []string{"bench", "proxy", "-target", b.upstream.url, "-idle", strconv.Itoa(2 * b.o.concurrency)}
+		args := []string{"bench", "proxy", "-target", b.upstream.url, "-idle", strconv.Itoa(b.o.idleConns())}
 		if b.o.profile != "" {
 			args = append(args, "-profile", b.profilePath(proxyName))
 		}
@@ -246,7 +241,7 @@ func (b *bench) targets(ctx context.Context) ([]target, error) {
 
 // relay starts a node of a build ("": this one), with a user, an unlimited key and a channel to the mock upstream in its database.
 func (b *bench) relay(ctx context.Context, name, build string, engines map[string]string) (target, error) {
-	idle := 2 * b.o.concurrency
+	idle := b.o.idleConns()
 	if slices.Contains(b.o.measure, measureOverload) {
 		idle = overloadClients
 	}

@@ -17,10 +17,7 @@ func (b *bench) printCompared(rows []benchRow, kind string) {
 	if b.o.base == "" {
 		return
 	}
-	unit := "request"
-	if kind == kindStream {
-		unit = "chunk"
-	}
+	_, unit := b.o.describe(kind)
 	w := tabwriter.NewWriter(b.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "\nthis build ÷ base\tratio of medians (least–most by run)\tchance\t\n")
 	for i := range rows {
@@ -137,15 +134,17 @@ func (b *bench) figures(rows []benchRow) string {
 	var out strings.Builder
 	fmt.Fprintf(&out, "%d cores, %d clients, medians of %d runs of %s with least–most in brackets; × is to the reverse proxy of the same run.\n\n",
 		runtime.NumCPU(), b.o.concurrency, b.o.runs, b.o.duration)
-	fmt.Fprintf(&out, "| | plain answers of %d bytes: requests/s | CPU µs/request | × | streams of %d chunks: CPU µs/chunk | × | memory |\n", b.o.answerBytes, b.o.chunks)
-	out.WriteString("| --- | --- | --- | --- | --- | --- | --- |\n")
+	streams, _ := b.o.describe(kindStream)
+	slower, _ := b.o.describe(kindPaced)
+	fmt.Fprintf(&out, "| | plain answers of %d bytes: requests/s | CPU µs/request | × | %s: CPU µs/chunk | × | %s (%d clients): CPU µs/chunk | × | memory |\n",
+		b.o.answerBytes, streams, slower, b.o.paced)
+	out.WriteString("| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
 	for i := range rows {
 		plain := &rows[i]
-		k := slices.IndexFunc(rows, func(r benchRow) bool { return r.kind == kindStream && r.target == plain.target })
-		if plain.kind != kindPlain || k < 0 || plain.target == directName || strings.HasPrefix(plain.target, baseName+", ") {
+		stream, paced := rowOf(rows, kindStream, plain.target), rowOf(rows, kindPaced, plain.target)
+		if plain.kind != kindPlain || stream == nil || paced == nil || plain.target == directName || strings.HasPrefix(plain.target, baseName+", ") {
 			continue
 		}
-		stream := &rows[k]
 		own := relayName
 		if plain.cpu[own] == nil {
 			own = "proxy"
@@ -154,12 +153,22 @@ func (b *bench) figures(rows []benchRow) string {
 		if len(plain.cpu) > 1 {
 			name += ": the relay's process"
 		}
-		fmt.Fprintf(&out, "| %s | %s | %s | %s | %s | %s | %d MB |\n", name, spread(plain.perSec, 0), spread(plain.cpu[own], 0), spread(plain.ratio, 2),
-			spread(stream.cpu[own], 2), spread(stream.ratio, 2), max(plain.rss[own], stream.rss[own])>>20)
+		fmt.Fprintf(&out, "| %s | %s | %s | %s | %s | %s | %s | %s | %d MB |\n", name, spread(plain.perSec, 0), spread(plain.cpu[own], 0), spread(plain.ratio, 2),
+			spread(stream.cpu[own], 2), spread(stream.ratio, 2), spread(paced.cpu[own], 1), spread(paced.ratio, 2),
+			max(plain.rss[own], stream.rss[own], paced.rss[own])>>20)
 		if len(plain.cpu) > 1 {
-			fmt.Fprintf(&out, "| %s: everything | | %s | %s | %s | %s | |\n", plain.target, spread(plain.all, 0), spread(plain.ratioAll, 2),
-				spread(stream.all, 2), spread(stream.ratioAll, 2))
+			fmt.Fprintf(&out, "| %s: everything | | %s | %s | %s | %s | %s | %s | |\n", plain.target, spread(plain.all, 0), spread(plain.ratioAll, 2),
+				spread(stream.all, 2), spread(stream.ratioAll, 2), spread(paced.all, 1), spread(paced.ratioAll, 2))
 		}
 	}
 	return out.String()
+}
+
+// rowOf finds what was measured of a target; nil: nothing.
+func rowOf(rows []benchRow, kind, target string) *benchRow {
+	i := slices.IndexFunc(rows, func(r benchRow) bool { return r.kind == kind && r.target == target })
+	if i < 0 {
+		return nil
+	}
+	return &rows[i]
 }

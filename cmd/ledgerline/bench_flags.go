@@ -17,6 +17,8 @@ type benchOptions struct {
 	chunks      int
 	only        string
 	kind        string
+	pause       time.Duration
+	paced       int
 	profile     string
 	base        string
 	measure     []string
@@ -48,7 +50,8 @@ func benchFlags(args []string, stderr io.Writer) (o benchOptions, err error) {
 	flags.IntVar(&o.answerBytes, "bytes", 1024, "size of a plain answer's text")
 	flags.IntVar(&o.chunks, "chunks", 256, "chunks of a streamed answer")
 	flags.StringVar(&o.only, "only", "", "targets, separated by commas: direct, proxy, embedded, engines; empty: all that can run")
-	flags.StringVar(&o.kind, "kind", "", "plain or stream; empty: both")
+	flags.StringVar(&o.kind, "kind", "", strings.Join(kinds, ", ")+"; empty: all")
+	pacedFlags(flags, &o)
 	what := flags.String("measure", measureTables, "what to measure, separated by commas: "+strings.Join(measures, ", "))
 	flags.IntVar(&o.streams, "streams", 1000, "streams of -measure streams, at two chunks a second each")
 	flags.DurationVar(&o.hold, "hold", 20*time.Second, "how long they are all open together")
@@ -65,6 +68,11 @@ func benchFlags(args []string, stderr io.Writer) (o benchOptions, err error) {
 	return o, o.check()
 }
 
+func pacedFlags(flags *flag.FlagSet, o *benchOptions) {
+	flags.DurationVar(&o.pause, "pause", 10*time.Millisecond, "between two chunks of a paced stream; models send 20 to 100 a second")
+	flags.IntVar(&o.paced, "paced", 128, "clients at once of paced streams")
+}
+
 func (o *benchOptions) check() error {
 	if o.duration < 100*time.Millisecond || o.concurrency < 1 || o.runs < 1 || o.answerBytes < 1 || o.chunks < 1 {
 		return usagef("bench: -duration from 100ms, and -c, -runs, -bytes and -chunks from 1 are needed")
@@ -72,8 +80,11 @@ func (o *benchOptions) check() error {
 	if o.streams < 1 || o.hold < time.Second || o.idle < 1 {
 		return usagef("bench: -hold from 1s, and -streams and -idle from 1 are needed")
 	}
-	if o.kind != "" && o.kind != kindPlain && o.kind != kindStream {
-		return usagef("bench: -kind %q: plain or stream is needed", o.kind)
+	if o.kind != "" && !slices.Contains(kinds, o.kind) {
+		return usagef("bench: -kind %q: %s are allowed", o.kind, strings.Join(kinds, ", "))
+	}
+	if o.pause < time.Millisecond || o.paced < 1 {
+		return usagef("bench: -pause from 1ms, and -paced from 1 are needed")
 	}
 	for _, m := range o.measure {
 		if !slices.Contains(measures, m) {
@@ -81,7 +92,10 @@ func (o *benchOptions) check() error {
 		}
 	}
 	if o.readme != "" && (o.kind != "" || !slices.Contains(o.measure, measureTables)) {
-		return usagef("bench: -readme needs both tables: leave out -kind, and have tables in -measure")
+		return usagef("bench: -readme needs all tables: leave out -kind, and have tables in -measure")
 	}
 	return nil
 }
+
+// idleConns is how many connections a proxy or relay keeps to the upstream: enough for every client of a load.
+func (o *benchOptions) idleConns() int { return 2 * max(o.concurrency, o.paced) }

@@ -29,7 +29,7 @@ type idleConn struct {
 
 // idleConnections opens many connections, uses each once, measures what they cost while nothing comes over them, and uses each again.
 func (b *bench) idleConnections(ctx context.Context, t *target) error {
-	body, err := b.body(false)
+	work, err := b.workload(kindPlain)
 	if err != nil {
 		return err
 	}
@@ -37,7 +37,7 @@ func (b *bench) idleConnections(ctx context.Context, t *target) error {
 		return err
 	}
 	_, before := procStat(t.child.pid())
-	without, err := b.load(ctx, t, body, b.o.duration)
+	without, err := b.load(ctx, t, &work, b.o.duration)
 	if err != nil {
 		return err
 	}
@@ -51,7 +51,7 @@ func (b *bench) idleConnections(ctx context.Context, t *target) error {
 		return fmt.Errorf("open %d connections: %w", len(conns), err)
 	}
 	_, after := procStat(t.child.pid())
-	with, err := b.load(ctx, t, body, b.o.duration)
+	with, err := b.load(ctx, t, &work, b.o.duration)
 	if err != nil {
 		return err
 	}

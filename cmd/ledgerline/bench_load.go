@@ -3,19 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"ledgerline/relay/relaytest"
 )
 
 // Idle means that a process used at most idleTicks in one idleLook: what it still had to do for the load is done.
@@ -29,14 +25,14 @@ const (
 
 // measureAll warms every target up, then loads them in turn, so that what else the machine does meets all of them.
 func (b *bench) measureAll(ctx context.Context, targets []target, kind string) ([]benchRow, error) {
-	body, err := b.body(kind == kindStream)
+	work, err := b.workload(kind)
 	if err != nil {
 		return nil, err
 	}
 	rows := make([]benchRow, len(targets))
 	for i := range targets {
-		rows[i] = benchRow{target: targets[i].name, kind: kind, cpu: map[string][]float64{}, rss: map[string]int64{}}
-		if _, err := b.load(ctx, &targets[i], body, benchWarmup); err != nil {
+		rows[i] = benchRow{target: targets[i].name, kind: kind, clients: work.clients, cpu: map[string][]float64{}, rss: map[string]int64{}}
+		if _, err := b.load(ctx, &targets[i], &work, benchWarmup); err != nil {
 			return nil, fmt.Errorf("warm %s up: %w", targets[i].name, err)
 		}
 		if err := settle(ctx, &targets[i]); err != nil {
@@ -49,7 +45,7 @@ func (b *bench) measureAll(ctx context.Context, targets []target, kind string) (
 	}
 	for range b.o.runs {
 		for i := range targets {
-			if err := b.measure(ctx, &targets[i], &rows[i], body); err != nil {
+			if err := b.measure(ctx, &targets[i], &rows[i], &work); err != nil {
 				return nil, fmt.Errorf("measure %s: %w", targets[i].name, err)
 			}
 		}
@@ -70,10 +66,10 @@ func (b *bench) signal(t *target, s os.Signal) {
 
 // measure loads a target once. The CPU that its processes need afterwards, for what they do in batches, counts too, without
 // what they always use.
-func (b *bench) measure(ctx context.Context, t *target, row *benchRow, body []byte) error {
+func (b *bench) measure(ctx context.Context, t *target, row *benchRow, w *workload) error {
 	before := t.work()
 	begun := time.Now()
-	r, err := b.load(ctx, t, body, b.o.duration)
+	r, err := b.load(ctx, t, w, b.o.duration)
 	if err != nil {
 		return err
 	}
@@ -86,7 +82,7 @@ func (b *bench) measure(ctx context.Context, t *target, row *benchRow, body []by
 	}
 	row.failed += r.failed
 	units := float64(len(r.latencies))
-	if row.kind == kindStream {
+	if inChunks(row.kind) {
 		units *= float64(b.o.chunks)
 	}
 	all, settling := 0.0, time.Since(loaded).Seconds()
@@ -166,34 +162,14 @@ func settle(ctx context.Context, t *target) error {
 	}
 }
 
-func (b *bench) body(stream bool) ([]byte, error) {
-	const wordBytes = 5 // of the mock's words, with their space; about
-	completion := int64(max(1, b.o.answerBytes/wordBytes))
-	if stream {
-		completion = int64(b.o.chunks)
-	}
-	s := relaytest.DefaultScript()
-	s.Prompt, s.Completion = 40, completion
-	return chatBody(stream, completion, s.String())
-}
-
-// chatBody is a request that tells the mock upstream what to answer.
-func chatBody(stream bool, maxTokens int64, script string) ([]byte, error) {
-	return json.Marshal(map[string]any{
-		"model": demoModel, "stream": stream, "max_tokens": maxTokens,
-		"messages": []any{map[string]any{"role": "user", "content": strings.Repeat("measure ", 25)}},
-		"metadata": map[string]any{"mock": script},
-	})
-}
-
 type loadResult struct {
 	latencies []time.Duration
 	failed    int64
 }
 
-// load keeps concurrency clients busy for a while.
-func (b *bench) load(ctx context.Context, t *target, body []byte, duration time.Duration) (loadResult, error) {
-	client := &http.Client{Transport: demoTransport(b.o.concurrency)}
+// load keeps clients busy for a while. What they have begun when it is over is awaited.
+func (b *bench) load(ctx context.Context, t *target, w *workload, duration time.Duration) (loadResult, error) {
+	client := &http.Client{Transport: demoTransport(w.clients)}
 	defer client.CloseIdleConnections()
 	end := time.Now().Add(duration)
 	var failed atomic.Int64
@@ -201,12 +177,13 @@ func (b *bench) load(ctx context.Context, t *target, body []byte, duration time.
 	var all []time.Duration
 	var lastErr error
 	var clients sync.WaitGroup
-	for range b.o.concurrency {
+	for i := range w.clients {
 		clients.Go(func() {
+			time.Sleep(w.stagger * time.Duration(i) / time.Duration(w.clients))
 			var mine []time.Duration
 			for time.Now().Before(end) && ctx.Err() == nil {
 				begun := time.Now()
-				if err := benchRequest(ctx, client, t, body); err != nil {
+				if err := benchRequest(ctx, client, t, w.body); err != nil {
 					failed.Add(1)
 					mu.Lock()
 					lastErr = err

@@ -31,7 +31,7 @@ type offered struct {
 
 // overload finds what the node does at its best, then offers twice as much, and compares what is answered.
 func (b *bench) overload(ctx context.Context, t *target) error {
-	body, err := b.body(false)
+	work, err := b.workload(kindPlain)
 	if err != nil {
 		return err
 	}
@@ -46,7 +46,7 @@ func (b *bench) overload(ctx context.Context, t *target) error {
 			return err
 		}
 		cpu, _ := procStat(t.child.pid())
-		r, err := b.load(ctx, t, body, b.o.duration)
+		r, err := b.load(ctx, t, &work, b.o.duration)
 		if err != nil {
 			return err
 		}
@@ -60,7 +60,7 @@ func (b *bench) overload(ctx context.Context, t *target) error {
 	var o offered
 	lasts := 2 * overloadPatience // so that what gives up is seen
 	before, _ := procStat(t.child.pid())
-	answered, took := b.offer(ctx, t, body, overloadBy*peak, lasts, &o)
+	answered, took := b.offer(ctx, t, work.body, overloadBy*peak, lasts, &o)
 	after, rss := procStat(t.child.pid())
 	each := float64((after - before).Microseconds()) / float64(max(1, o.answered.Load()))
 	fmt.Fprintf(b.out, "\n%s: %.0f requests/s at the peak (%d clients). Offered %.0f/s for %s, %.0f/s sent (at most %d at once): "+

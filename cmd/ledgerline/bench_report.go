@@ -14,6 +14,7 @@ import (
 type benchRow struct {
 	target     string
 	kind       string
+	clients    int
 	perSec     []float64
 	p50, p99   []time.Duration
 	cpu        map[string][]float64 // CPU µs per request (or chunk), by process
@@ -52,11 +53,8 @@ func median[T int64 | float64 | time.Duration](v []T) T {
 
 // print writes the table of one kind of request: medians, and the spread of the runs in brackets.
 func (b *bench) print(rows []benchRow, kind string) {
-	what, unit := fmt.Sprintf("plain answers of %d bytes", b.o.answerBytes), "request"
-	if kind == kindStream {
-		what, unit = fmt.Sprintf("streams of %d chunks", b.o.chunks), "chunk"
-	}
-	fmt.Fprintf(b.out, "\n%s, %d clients, medians of %d runs of %s (least–most)\n", what, b.o.concurrency, b.o.runs, b.o.duration)
+	what, unit := b.o.describe(kind)
+	fmt.Fprintf(b.out, "\n%s, %d clients, medians of %d runs of %s (least–most)\n", what, rows[0].clients, b.o.runs, b.o.duration)
 	w := tabwriter.NewWriter(b.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "target\trequests/s\tp50\tp99\tfailed\tCPU µs/%s\t× proxy\tall processes\t× proxy\tmemory\t\n", unit)
 	for i := range rows {

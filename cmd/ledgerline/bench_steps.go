@@ -46,6 +46,7 @@ func benchSteps(ctx context.Context, args []string, getenv func(string) string, 
 	flags.StringVar(&o.only, "only", "", "targets, separated by commas: proxy, embedded, engines; empty: all that can run")
 	flags.StringVar(&o.readme, "readme", "", "file whose tables of steps are written anew")
 	flags.BoolVar(&o.verbose, "v", false, "show what the processes log")
+	pacedFlags(flags, &o)
 	loads := flags.String("c", "1,32,128", "clients at once, separated by commas")
 	if err := parseFlags(flags, args); err != nil {
 		return err
@@ -54,8 +55,8 @@ func benchSteps(ctx context.Context, args []string, getenv func(string) string, 
 	if err != nil {
 		return err
 	}
-	if o.duration < 100*time.Millisecond || len(clients) == 0 {
-		return usagef("bench steps: -duration from 100ms, and a number of clients in -c are needed")
+	if o.duration < 100*time.Millisecond || len(clients) == 0 || o.pause < time.Millisecond || o.paced < 1 {
+		return usagef("bench steps: -duration from 100ms, a number of clients in -c, -pause from 1ms, and -paced from 1 are needed")
 	}
 	dir, err := os.MkdirTemp("", "ledgerline-bench-")
 	if err != nil {
@@ -87,20 +88,24 @@ func benchSteps(ctx context.Context, args []string, getenv func(string) string, 
 func (b *bench) profileAll(ctx context.Context, targets []target, clients []int) ([]stepsRow, error) {
 	var rows []stepsRow
 	profiles := 0
-	for _, kind := range []string{kindPlain, kindStream} {
-		body, err := b.body(kind == kindStream)
-		if err != nil {
-			return nil, err
+	for _, kind := range kinds {
+		loads := clients
+		if kind == kindPaced {
+			loads = []int{b.o.paced}
 		}
-		for _, n := range clients {
+		for _, n := range loads {
 			b.o.concurrency = n
+			work, err := b.workload(kind)
+			if err != nil {
+				return nil, err
+			}
 			profiles++
 			for i := range targets {
 				if targets[i].child == nil {
 					continue
 				}
 				r := stepsRow{target: targets[i].name, kind: kind, clients: n}
-				if err := b.profileOne(ctx, &targets[i], body, profiles, &r); err != nil {
+				if err := b.profileOne(ctx, &targets[i], &work, profiles, &r); err != nil {
 					return nil, fmt.Errorf("profile %s: %w", r.target, err)
 				}
 				rows = append(rows, r)
@@ -111,8 +116,8 @@ func (b *bench) profileAll(ctx context.Context, targets []target, clients []int)
 }
 
 // profileOne loads a target while it profiles itself for the n-th time.
-func (b *bench) profileOne(ctx context.Context, t *target, body []byte, n int, r *stepsRow) error {
-	if _, err := b.load(ctx, t, body, benchWarmup); err != nil {
+func (b *bench) profileOne(ctx context.Context, t *target, w *workload, n int, r *stepsRow) error {
+	if _, err := b.load(ctx, t, w, benchWarmup); err != nil {
 		return err
 	}
 	if err := settle(ctx, t); err != nil {
@@ -124,7 +129,7 @@ func (b *bench) profileOne(ctx context.Context, t *target, body []byte, n int, r
 	if err != nil {
 		return err
 	}
-	load, err := b.load(ctx, t, body, b.o.duration)
+	load, err := b.load(ctx, t, w, b.o.duration)
 	if err != nil {
 		return err
 	}
@@ -275,11 +280,8 @@ const (
 func (b *bench) stepsText(rows []stepsRow) string {
 	var out strings.Builder
 	fmt.Fprintf(&out, "%d cores, profiles of %s each; c is the number of clients.\n", runtime.NumCPU(), b.o.duration)
-	for _, kind := range []string{kindPlain, kindStream} {
-		what := fmt.Sprintf("plain answers of %d bytes", b.o.answerBytes)
-		if kind == kindStream {
-			what = fmt.Sprintf("streams of %d chunks", b.o.chunks)
-		}
+	for _, kind := range kinds {
+		what, _ := b.o.describe(kind)
 		of := slices.DeleteFunc(slices.Clone(rows), func(r stepsRow) bool { return r.kind != kind })
 		stepsTable(&out, "µs/request, "+what, of, 1, func(r *stepsRow) (map[string]float64, float64) { return r.cpu, r.all.cpu })
 		stepsTable(&out, "allocations/request, "+what, of, 0, func(r *stepsRow) (map[string]float64, float64) { return r.allocations, r.all.allocations })

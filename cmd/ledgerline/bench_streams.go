@@ -30,18 +30,39 @@ type streamed struct {
 	err    error
 }
 
-// streams holds many streams open at once, each with two chunks a second, and reports what they need and whether each came whole
-// and in time.
-func (b *bench) streams(ctx context.Context, t *target) error {
+// streams measures the bare proxy and the relays with many streams open at once.
+func (b *bench) streams(ctx context.Context, targets []target) error {
+	proxy := 0.0
+	for i := range targets {
+		t := &targets[i]
+		if t.child == nil {
+			continue
+		}
+		each, err := b.holdOpen(ctx, t)
+		if err != nil {
+			return fmt.Errorf("measure %s of %s: %w", measureStreams, t.name, err)
+		}
+		if t.name == proxyName {
+			proxy = each
+		} else if proxy > 0 {
+			fmt.Fprintf(b.out, "  %.2f × the CPU of the %s\n", each/proxy, proxyName)
+		}
+	}
+	return nil
+}
+
+// holdOpen holds many streams open at once, each with two chunks a second, and reports what they need and whether each came whole
+// and in time. It returns the CPU of the target's process, µs a chunk.
+func (b *bench) holdOpen(ctx context.Context, t *target) (each float64, err error) {
 	tokens := int64((b.o.hold + streamRamp) / streamPause)
 	s := relaytest.DefaultScript()
 	s.Prompt, s.Completion, s.Delay = 40, tokens, streamPause
 	body, err := chatBody(true, tokens, s.String())
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if err := settle(ctx, t); err != nil {
-		return err
+		return 0, err
 	}
 	before, _ := memoryOf(t.child.pid())
 	client := &http.Client{Transport: demoTransport(b.o.streams)}
@@ -63,12 +84,17 @@ func (b *bench) streams(ctx context.Context, t *target) error {
 	b.signal(t, beginProfile)
 	open, file := b.highest(ctx, t, streamRamp, b.o.hold)
 	b.signal(t, endProfile)
-	cpu = cpuOf([]int{t.child.pid()}) - cpu
 	clients.Wait()
-	return b.printStreams(t, all, tokens, time.Since(began), cpu, [3]int64{before, open, file})
+	cpu = cpuOf([]int{t.child.pid()}) - cpu
+	chunks := 0
+	for i := range all {
+		chunks += all[i].chunks
+	}
+	each = float64(cpu.Microseconds()) / float64(max(chunks, 1))
+	return each, b.printStreams(t, all, tokens, float64(chunks)/time.Since(began).Seconds(), each, [3]int64{before, open, file})
 }
 
-// highest is the most memory that the relay has from ramp until ramp + hold from now: its own, and the pages of its program's file.
+// highest is the most memory that the process has from ramp until ramp + hold from now: its own, and the pages of its program's file.
 func (b *bench) highest(ctx context.Context, t *target, ramp, hold time.Duration) (own, file int64) {
 	from := time.After(ramp)
 	until := time.After(ramp + hold)
@@ -125,13 +151,12 @@ func readStream(ctx context.Context, client *http.Client, t *target, body []byte
 	}
 }
 
-func (b *bench) printStreams(t *target, all []streamed, tokens int64, took, cpu time.Duration, memory [3]int64) error {
-	var failed, late, chunks int
+func (b *bench) printStreams(t *target, all []streamed, tokens int64, perSecond, each float64, memory [3]int64) error {
+	var failed, late int
 	var gap time.Duration
 	var why error
 	for i := range all {
 		s := &all[i]
-		chunks += s.chunks
 		gap = max(gap, s.gap)
 		switch {
 		case s.err != nil:
@@ -145,9 +170,9 @@ func (b *bench) printStreams(t *target, all []streamed, tokens int64, took, cpu 
 	fmt.Fprintf(b.out, "\n%s: %d streams of %d chunks each, all open for %s: %d failed, %d with a silence above %s; longest silence %s\n",
 		t.name, len(all), tokens, b.o.hold, failed, late, latestChunk, gap.Round(time.Millisecond))
 	before, open, file := memory[0], memory[1], memory[2]
-	fmt.Fprintf(b.out, "  %.0f chunks/s, CPU of the relay %.1f µs/chunk; memory %d MB before, at most %d MB while all were open (%d KB a stream), "+
+	fmt.Fprintf(b.out, "  %.0f chunks/s, CPU of its process %.1f µs/chunk; memory %d MB before, at most %d MB while all were open (%d KB a stream), "+
 		"beside %d MB of the program's file that the system keeps in its cache\n",
-		float64(chunks)/took.Seconds(), float64(cpu.Microseconds())/float64(max(chunks, 1)), before>>20, open>>20,
+		perSecond, each, before>>20, open>>20,
 		max(0, open-before)/int64(len(all))>>10, file>>20)
 	if failed > 0 {
 		return fmt.Errorf("%d of %d streams failed, one of them: %w", failed, len(all), why)

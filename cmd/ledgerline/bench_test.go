@@ -38,8 +38,9 @@ func TestWriteFigures(t *testing.T) {
 	rows := []benchRow{
 		row(kindPlain, "reverse proxy", "proxy"), row(kindPlain, "base, embedded", relayName), row(kindPlain, "relay, embedded", relayName),
 		row(kindStream, "reverse proxy", "proxy"), row(kindStream, "base, embedded", relayName), row(kindStream, "relay, embedded", relayName),
+		row(kindPaced, "reverse proxy", "proxy"), row(kindPaced, "base, embedded", relayName), row(kindPaced, "relay, embedded", relayName),
 	}
-	b := &bench{o: benchOptions{readme: filepath.Join(t.TempDir(), "README.md"), concurrency: 32, runs: 1, answerBytes: 1024, chunks: 256}}
+	b := &bench{o: benchOptions{readme: filepath.Join(t.TempDir(), "README.md"), concurrency: 32, runs: 1, answerBytes: 1024, chunks: 256, pause: 10 * time.Millisecond, paced: 128}}
 	if err := os.WriteFile(b.o.readme, []byte("before\n"+figuresBegin+"old\n"+figuresEnd+"after\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +57,7 @@ func TestWriteFigures(t *testing.T) {
 	if !strings.HasPrefix(text, "before\n"+figuresBegin) || !strings.HasSuffix(text, figuresEnd+"after\n") || strings.Contains(text, "old") {
 		t.Errorf("the rest of the file changed, or the old table stayed:\n%s", text)
 	}
-	if want := "| relay, embedded | 100 (100–100) | 7 (7–7) | 1.50 (1.50–1.50) | 7.00 (7.00–7.00) | 1.50 (1.50–1.50) | 3 MB |\n"; !strings.Contains(text, want) {
+	if want := "| relay, embedded | 100 (100–100) | 7 (7–7) | 1.50 (1.50–1.50) | 7.00 (7.00–7.00) | 1.50 (1.50–1.50) | 7.0 (7.0–7.0) | 1.50 (1.50–1.50) | 3 MB |\n"; !strings.Contains(text, want) {
 		t.Errorf("no line %q in\n%s", want, text)
 	}
 	if strings.Contains(text, "base") {
