@@ -55,7 +55,6 @@ type exchange struct {
 
 	// the outcome
 	wrote      bool
-	deadline   bool // a write deadline is set on the connection
 	status     int
 	code       string
 	retryAfter int
@@ -95,16 +94,14 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request, label string) *ex
 }
 
 // writeWithin bounds how long the following writes to the client may block. Not every connection has deadlines; then the
-// server's own bounds hold.
+// server's own bounds hold. The bound stands until net/http has written what is left at the answer's end, and goes with it: the next
+// request on this connection has its own.
 func (x *exchange) writeWithin() {
-	x.deadline = x.rc.SetWriteDeadline(time.Now().Add(x.s.cfg.ClientTimeout)) == nil
+	_ = x.rc.SetWriteDeadline(time.Now().Add(x.s.cfg.ClientTimeout))
 }
 
 // done writes the one wide record of the request.
 func (x *exchange) done() {
-	if x.deadline {
-		_ = x.rc.SetWriteDeadline(time.Time{}) // the next request on this connection has its own
-	}
 	x.s.metrics.inFlight.Dec()
 	x.s.bodies.taken.Add(-x.bodyTaken)
 	x.s.metrics.observe(x)

@@ -54,7 +54,6 @@ func (x *exchange) plain(resp *http.Response) {
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	x.w.WriteHeader(x.status)
 	_, _ = x.w.Write(body) // a client that left has been billed; there is nobody to tell
-	_ = x.rc.Flush()       // while the deadline stands
 }
 
 // failRead is for an answer that broke off. Nothing of it reached the client, so nothing is owed.

@@ -137,5 +137,4 @@ func (x *exchange) fail(p *dialect.Problem) {
 	x.writeWithin()
 	x.w.WriteHeader(p.Status)
 	_, _ = x.w.Write(body) // a client that left does not matter: nothing is owed
-	_ = x.rc.Flush()       // while the deadline stands
 }

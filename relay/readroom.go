@@ -5,7 +5,10 @@ import "sync"
 const (
 	// unfinishedRoom in front of what is read is for the beginning of an event, in bytes: most events are smaller.
 	unfinishedRoom = 512
-	// quietReads in a row that a smaller buffer would have held bring it back.
+	// framingShare of a read, one in so many, may be the framing of the upstream's chunks, which is taken out of it: 6 bytes of each, and
+	// few chunks of a stream are below 48.
+	framingShare = 8
+	// quietReads in a row that would not have filled a smaller buffer bring it back.
 	quietReads = 2
 )
 
@@ -30,7 +33,7 @@ type readRoom struct {
 	small *[]byte
 	buf   *[]byte
 	size  int // of buf, in readSizes
-	quiet int // reads in a row that a smaller buffer would have held
+	quiet int // reads in a row that would not have filled a smaller buffer
 	begun bool
 }
 
@@ -39,7 +42,13 @@ func newReadRoom(spare *readBuffers) *readRoom {
 	return &readRoom{spare: spare, small: small, buf: small}
 }
 
-// took notes that a read brought n bytes behind unfinishedRoom, all that there was room for or fewer. They must have been used: the
+// fills reports whether n bytes of payload are what a read brings that finds more than a buffer of this size holds.
+func fills(n, size int) bool {
+	room := readSizes[size] - unfinishedRoom
+	return n > room-room/framingShare
+}
+
+// took notes that a read brought n bytes behind unfinishedRoom. They must have been used: the
 // buffer may be another one from now on.
 func (r *readRoom) took(n int) {
 	switch {
@@ -47,10 +56,10 @@ func (r *readRoom) took(n int) {
 		r.begun = true
 		r.change(1)
 		r.quiet = quietReads - 1
-	case n == readSizes[r.size]-unfinishedRoom:
+	case fills(n, r.size):
 		r.change(min(r.size+1, len(readSizes)-1))
 	case r.size == 0:
-	case n > readSizes[r.size-1]-unfinishedRoom:
+	case fills(n, r.size-1):
 		r.quiet = 0
 	default:
 		if r.quiet++; r.quiet >= quietReads {

@@ -282,7 +282,5 @@ func (st *streaming) send(out []byte) {
 		x.beginStream()
 	}
 	x.writeWithin()
-	if _, err := x.w.Write(out); err == nil {
-		_ = x.rc.Flush() // see above
-	}
+	_, _ = x.w.Write(out) // not flushed: it leaves in one write with the end of the answer
 }
