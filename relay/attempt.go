@@ -187,6 +187,14 @@ type attemptBody struct {
 	cancel context.CancelFunc
 }
 
+// Buffered returns how many bytes of the answer have been read with its head, 0 if that is not known.
+func (b *attemptBody) Buffered() int {
+	if known, ok := b.ReadCloser.(interface{ Buffered() int }); ok {
+		return known.Buffered()
+	}
+	return 0
+}
+
 // Close implements io.Closer.
 func (b *attemptBody) Close() error {
 	defer b.cancel()

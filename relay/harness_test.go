@@ -259,6 +259,7 @@ func (s *stack) launch(change ...func(*nodeConfig)) *node {
 	n.relay.Mount(e)
 	n.http = httptest.NewUnstartedServer(e)
 	n.http.Config.MaxHeaderBytes = 64 << 10
+	n.http.Listener, n.http.Config.ConnContext = relay.Gathering(n.http.Listener), relay.ConnContext
 	n.http.Start()
 	ctx, cancel := context.WithCancel(context.Background())
 	n.leave, n.ended = cancel, make(chan error, 1)

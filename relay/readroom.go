@@ -16,6 +16,11 @@ const (
 // a model's pace. The others take its place as long as a stream comes faster than it goes out: then fewer and larger pieces cost less.
 var readSizes = [...]int{2 << 10, 16 << 10, 64 << 10}
 
+const (
+	smallest = 0
+	largest  = len(readSizes) - 1
+)
+
 // readBuffers are those that no stream has: of *[]byte, by size. The smallest are not kept.
 type readBuffers [len(readSizes)]sync.Pool
 
@@ -26,20 +31,26 @@ func (b *readBuffers) take(size int) *[]byte {
 	return new(make([]byte, readSizes[size]))
 }
 
-// readRoom is the memory that a stream is read into. The first read brings what came with the answer's head. The next has a larger
-// buffer than that needed: the stream has waited for its open record, and much may have come meanwhile.
+// readRoom is the memory that a stream is read into.
 type readRoom struct {
 	spare *readBuffers
-	small *[]byte
+	small *[]byte // made when it is first needed
 	buf   *[]byte
 	size  int // of buf, in readSizes
 	quiet int // reads in a row that would not have filled a smaller buffer
 	begun bool
 }
 
-func newReadRoom(spare *readBuffers) *readRoom {
-	small := spare.take(0)
-	return &readRoom{spare: spare, small: small, buf: small}
+// newReadRoom begins with the largest buffer if something has come already: then the first read does not wait, and all that came while
+// the open record was made durable is passed on in one piece.
+func newReadRoom(spare *readBuffers, came bool) *readRoom {
+	r := &readRoom{spare: spare, size: -1}
+	if came {
+		r.change(largest)
+	} else {
+		r.change(smallest)
+	}
+	return r
 }
 
 // fills reports whether n bytes of payload are what a read brings that finds more than a buffer of this size holds.
@@ -48,17 +59,19 @@ func fills(n, size int) bool {
 	return n > room-room/framingShare
 }
 
-// took notes that a read brought n bytes behind unfinishedRoom. They must have been used: the
-// buffer may be another one from now on.
+// took notes that a read brought n bytes behind unfinishedRoom. They must have been used: the buffer may be another one from now on.
+// The next read after the first is into what that would have needed.
 func (r *readRoom) took(n int) {
 	switch {
-	case !r.begun:
-		r.begun = true
-		r.change(1)
-		r.quiet = quietReads - 1
 	case fills(n, r.size):
-		r.change(min(r.size+1, len(readSizes)-1))
-	case r.size == 0:
+		r.change(min(r.size+1, largest))
+	case !r.begun:
+		fit := smallest
+		for fills(n, fit) { // it ends, for n does not fill the buffer that there is
+			fit++
+		}
+		r.change(fit)
+	case r.size == smallest:
 	case fills(n, r.size-1):
 		r.quiet = 0
 	default:
@@ -66,6 +79,7 @@ func (r *readRoom) took(n int) {
 			r.change(r.size - 1)
 		}
 	}
+	r.begun = true
 }
 
 // change takes a buffer of another size.
@@ -74,15 +88,21 @@ func (r *readRoom) change(size int) {
 	if size == r.size {
 		return
 	}
-	if r.size > 0 {
-		r.spare[r.size].Put(r.buf)
-	}
-	if r.size = size; size == 0 {
-		r.buf = r.small
-	} else {
+	r.release()
+	if r.size = size; size > smallest {
 		r.buf = r.spare.take(size)
+		return
 	}
+	if r.small == nil {
+		r.small = r.spare.take(smallest)
+	}
+	r.buf = r.small
 }
 
-// release gives back what other streams can use.
-func (r *readRoom) release() { r.change(0) }
+// release gives back what other streams can use. What is read next needs another buffer.
+func (r *readRoom) release() {
+	if r.size > smallest {
+		r.spare[r.size].Put(r.buf)
+	}
+	r.buf, r.size = nil, smallest
+}

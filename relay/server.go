@@ -11,9 +11,9 @@
 //	attempt.go  channels, retries, upstream failures
 //	stream.go   a streamed answer
 //	readroom.go what it is read into
+//	gather.go   how large pieces of it are sent
 //	overload.go refusing what the processors cannot do
 //	bodies.go   what large request bodies may take together
-//	readroom.go how much of a stream is read at once
 //	quota.go    keeping a stream of unknown length paid for
 //	plain.go    an answer in one piece
 //	settle.go   the meter's result → usage event

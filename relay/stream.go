@@ -69,13 +69,16 @@ func (w *watchdog) read(r io.Reader, buf []byte, patience time.Duration) (int, e
 // stream relays a stream byte-exact, flushed per upstream read, and keeps its last events back until the usage event is
 // durable (L1).
 func (x *exchange) stream(ctx context.Context, cancel context.CancelFunc, resp *http.Response) {
-	room := newReadRoom(&x.s.spare)
-	defer room.release()
 	st := &streaming{
 		x: x, scan: sse.NewScanner(x.s.cfg.MaxEvent), meter: meter.New(x.meterConfig()), watch: newWatchdog(cancel),
 	}
 	defer st.watch.timer.Stop()
 	st.planExtension()
+	// Nothing goes out before (L1). What comes meanwhile is read in one piece.
+	st.recorded()
+	known, ok := resp.Body.(interface{ Buffered() int })
+	room := newReadRoom(&x.s.spare, ok && known.Buffered() > 0)
+	defer room.release()
 	patience, until := x.s.cfg.StreamingTimeout, time.Time{}
 	for st.going() {
 		if st.done {
@@ -154,8 +157,7 @@ func (st *streaming) pass(raw []byte) {
 	st.batch.Add(raw)
 }
 
-// flush sends the queue. The journal's slot is raised before the client gets anything (DESIGN 5), and the first byte waits
-// for the open record (L1).
+// flush sends the queue. The journal's slot is raised before the client gets anything (DESIGN 5); the open record is durable (L1).
 func (st *streaming) flush() {
 	out := st.batch.Bytes()
 	if len(out) == 0 {
@@ -163,8 +165,9 @@ func (st *streaming) flush() {
 	}
 	defer st.batch.Reset()
 	x := st.x
-	if !x.wrote && !st.begin() {
-		return
+	if !x.wrote {
+		x.first = x.s.now()
+		x.beginStream()
 	}
 	tokens, size := st.meter.Streamed()
 	x.ticket.Progress(tokens, size)
@@ -172,26 +175,28 @@ func (st *streaming) flush() {
 		st.nextDue = now.Add(x.s.cfg.ClientTimeout / 4) // so that moving it costs nothing per chunk
 		x.writeWithin()
 	}
-	if _, err := x.w.Write(out); err != nil {
-		st.gone = true
-		return
-	}
-	if err := x.rc.Flush(); err != nil {
-		st.gone = true
-	}
+	st.gone = x.write(out) != nil || st.gone
 }
 
-// begin sends the head of the response, once the open record is durable.
-func (st *streaming) begin() bool {
-	x := st.x
-	ctx, cancel := settleContext(x.r.Context())
+// recorded waits for the open record. If that is not durable in time, the stream ends in failure.
+func (st *streaming) recorded() {
+	ctx, cancel := settleContext(st.x.r.Context())
 	defer cancel()
-	if st.failure = x.ticket.Durable(ctx); st.failure != nil {
-		return false
+	st.failure = st.x.ticket.Durable(ctx)
+}
+
+// write sends a piece of a stream.
+func (x *exchange) write(piece []byte) (err error) {
+	if len(piece) >= gatherFrom {
+		if conn, ok := x.r.Context().Value(clientConnKey{}).(*clientConn); ok {
+			conn.gather(piece)
+			defer func() { err = errors.Join(err, conn.release()) }()
+		}
 	}
-	x.first = x.s.now()
-	x.beginStream()
-	return true
+	if _, err := x.w.Write(piece); err != nil {
+		return err //nolint:wrapcheck // it says no more than that the client is gone
+	}
+	return x.rc.Flush() //nolint:wrapcheck // as above
 }
 
 // beginStream sends the head of a streamed response.

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"ledgerline/relay"
 )
 
 // freshPatience bounds how long a stop waits for the first request of connections that the port took just before: on a
@@ -32,12 +34,12 @@ type connKey struct{}
 // newServer serves a port with what the settings say, their handler above all, over as many connections as have a share of the files.
 func newServer(port net.Listener, settings *http.Server, files fileShares) *server {
 	s := &server{fresh: map[net.Conn]struct{}{}}
-	s.port = newBoundedListener(drained(port), &s.open, files)
+	s.port = newBoundedListener(relay.Gathering(drained(port)), &s.open, files)
 	s.Handler = s.noting(settings.Handler)
 	s.ReadHeaderTimeout, s.MaxHeaderBytes, s.IdleTimeout, s.ErrorLog = settings.ReadHeaderTimeout, settings.MaxHeaderBytes, settings.IdleTimeout, settings.ErrorLog
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		s.note(c, true)
-		return context.WithValue(ctx, connKey{}, c)
+		return relay.ConnContext(context.WithValue(ctx, connKey{}, c), c)
 	}
 	s.ConnState = func(c net.Conn, state http.ConnState) {
 		counted(&s.open, state)

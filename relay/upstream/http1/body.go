@@ -70,12 +70,26 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 }
 
-// fill reads what came with the head first.
+// fill reads what came with the head first, and what else is there behind it.
 func (b *body) fill(p []byte) (int, error) {
-	if b.conn.in.Buffered() > 0 {
-		return b.conn.in.Read(p) //nolint:wrapcheck // io.EOF has to stay io.EOF
+	if b.conn.in.Buffered() == 0 {
+		return b.conn.net.Read(p) //nolint:wrapcheck // io.EOF has to stay io.EOF
 	}
-	return b.conn.net.Read(p) //nolint:wrapcheck // io.EOF has to stay io.EOF
+	n, err := b.conn.in.Read(p)
+	if err == nil && n < len(p) {
+		var more int
+		more, err = b.conn.more(p[n:])
+		n += more
+	}
+	return n, err //nolint:wrapcheck // io.EOF has to stay io.EOF
+}
+
+// Buffered returns how many bytes of the answer came with its head: above 0, the next read does not wait.
+func (b *body) Buffered() int {
+	if b.conn == nil {
+		return 0
+	}
+	return b.conn.in.Buffered()
 }
 
 // unframe leaves the payload in front of raw. io.EOF is the end of the body, whole.

@@ -39,10 +39,14 @@ type conn struct {
 
 	// of the pool
 	idleSince time.Time
-	raw       syscall.RawConn // nil where the system has none
-	look      func(fd uintptr) bool
-	quiet     bool // look's finding
 	peeked    [1]byte
+
+	// a read that does not wait
+	raw     syscall.RawConn // nil where the system has none
+	look    func(fd uintptr) bool
+	into    []byte // what look reads into
+	looked  int    // what it read
+	lookErr error
 }
 
 func newConn(c *Client, addr string, dialed net.Conn) *conn {
