@@ -45,11 +45,11 @@ chaos: ## everything breaks under traffic, in the order of a seed (CHAOS_FLAGS='
 race: bin/local ## the tests under the race detector
 	bin/local run -- $(GO_TEST) -race $(PACKAGES)
 
-# How long make fuzz runs each target. Go would spend up to a minute on making one input smaller, and that is all of it.
+# How long make fuzz runs each target, or how many inputs it tries. Go would spend up to a minute on making one input smaller, and that is all of it.
 FUZZTIME ?= 10s
 FUZZMIN  ?= 100x
 
-fuzz: ## every decoder on hostile input, from the committed corpus on; FUZZTIME=10s for each target
+fuzz: ## every decoder on hostile input, from the committed corpus on; FUZZTIME=10s, or 2000x inputs, for each target
 	@grep -ro --include=*_test.go '^func Fuzz[A-Za-z0-9_]*' . | sed 's|/[^/]*_test.go:func | |' | sort | while read -r package target; do \
 		echo "$$package $$target"; \
 		go test "$$package" -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime $(FUZZMIN) || exit 1; \

@@ -28,7 +28,7 @@ func FuzzConfig(f *testing.F) {
 		}
 		cfg, err := configOf(vars)
 		if err == nil {
-			if cfg.Port < 1 || cfg.Port > 65535 || cfg.KafkaPartitions < 1 || cfg.JournalMaxMB < 1 {
+			if cfg.Port < 0 || cfg.Port > 65535 || cfg.KafkaPartitions < 1 || cfg.JournalMaxMB < 1 {
 				t.Errorf("taken: %+v", cfg)
 			}
 			return
