@@ -27,6 +27,7 @@ type config struct {
 	memoryBytes  int64
 	grant        int64
 	dull         bool // one node ships nothing for long in the end, too
+	diskless     int  // so many nodes keep their own journal in memory
 }
 
 func drawConfig(r *rand.Rand) config {
@@ -37,6 +38,7 @@ func drawConfig(r *rand.Rand) config {
 		span: time.Duration(12+r.IntN(25)) * time.Second, lookEvery: time.Duration(100+r.IntN(300)) * time.Millisecond,
 		orphanAfter: time.Duration(18+r.IntN(30)) * time.Second, maxRecords: 4 + r.IntN(60), segmentBytes: int64(4<<10 + r.IntN(12<<10)),
 		memoryBytes: int64(1 + r.IntN(64<<10)), grant: pick(r, []int64{30, 60, 120, 400}), dull: r.IntN(12) == 0,
+		diskless: max(0, r.IntN(8)-4),
 	}
 }
 
@@ -367,6 +369,9 @@ func (w *world) life() {
 	acts := 2 + w.rand.IntN(6)
 	if w.chance(.3) {
 		acts = 40 // a busy day at the desk
+	}
+	if w.quiet {
+		acts = 0 // a directed history leaves nothing to chance
 	}
 	for range acts {
 		w.after(w.between(time.Second, w.cfg.span), func() { w.act(now()) })

@@ -237,7 +237,11 @@ func (b bankOf) Balances(ctx context.Context, n int, accounts []ledger.Account) 
 func (b bankOf) RegisterProducer(ctx context.Context, id ledger.ID, node string) error {
 	return b.do(ctx, "register", func() error {
 		b.p.w.tell("%s: register %s", b.p.name, short(id))
-		return b.p.w.bank.RegisterProducer(id, node, b.p.now())
+		err := b.p.w.bank.RegisterProducer(id, node, b.p.now())
+		if err == nil {
+			b.p.w.bank.producer(id).Diskless = b.p.diskless
+		}
+		return err
 	})
 }
 

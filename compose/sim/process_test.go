@@ -50,6 +50,8 @@ type node struct {
 	// leaving says that it takes no new requests.
 	leaving bool
 	retire  bool // it is never started again
+	// diskless says that it keeps its own journal in memory (JOURNAL=kafka), and adopts what is on its disk.
+	diskless bool
 }
 
 // noJitter makes back-offs repeat: the adversary is the jitter.
@@ -62,6 +64,7 @@ func (n *node) start() {
 		return
 	}
 	p := w.newProc(n.name, n.disk)
+	p.diskless = n.diskless
 	ctx, cancel := context.WithCancel(context.Background())
 	p.cancel = cancel
 	n.proc, n.desk, n.exited, n.leaving = p, nil, false, false
@@ -72,12 +75,16 @@ func (n *node) start() {
 		d, err := desk.New(ctx, desk.Config{
 			Node: n.name, Partitions: w.cfg.partitions,
 			Journal: journal.Config{
-				FS: filesOf{p, p.files, n.disk}, Root: journalRoot, Partitions: w.cfg.partitions, SegmentBytes: w.cfg.segmentBytes, BlockBytes: 1 << 10, MaxBytes: 1 << 20, MemoryBytes: w.cfg.memoryBytes, Slots: 64,
+				FS: filesOf{p, p.files, n.disk}, Root: journalRoot, Partitions: w.cfg.partitions, SegmentBytes: w.cfg.segmentBytes, BlockBytes: 1 << 10, MaxBytes: n.journalBytes(), MemoryBytes: w.cfg.memoryBytes, Slots: 64,
 				Logger: p.logger(),
 			},
 			Counters: countersOf{p}, Bank: bankOf{p: p}, Outbox: outboxOf{p}, Logger: p.logger(),
 			Ship:      func(ctx context.Context, j *journal.Journal) error { return shipper.Ship(ctx, j) },
-			LookEvery: w.cfg.lookEvery, SweepEvery: 6 * time.Second, AdoptEvery: 3 * time.Second, MaxOpen: 256,
+			LookEvery: w.cfg.lookEvery, SweepEvery: 6 * time.Second, AdoptEvery: 3 * time.Second, MaxOpen: 256, Diskless: n.diskless,
+			Probe: func(ctx context.Context, n int) error {
+				_, _, err := logOf{p, "probe: "}.Bounds(ctx, n)
+				return err
+			},
 		})
 		if err == nil {
 			_ = p.do(ctx, toClient, "started", func() error { n.desk = d; return nil })
@@ -91,6 +98,14 @@ func (n *node) start() {
 			return nil
 		})
 	}()
+}
+
+// journalBytes is the least that a journal may have: four of its segments. Those in memory are larger.
+func (n *node) journalBytes() int64 {
+	if n.diskless {
+		return 4 << 20
+	}
+	return 1 << 20
 }
 
 // logger puts what a process logs into the history, when it is told.

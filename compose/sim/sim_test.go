@@ -152,7 +152,7 @@ func (w *world) begin() {
 		if i == 0 || w.cfg.ownDisks || i == 2 {
 			w.newDisk()
 		}
-		n := &node{w: w, name: fmt.Sprintf("node %d", i+1), disk: w.disks[len(w.disks)-1]}
+		n := &node{w: w, name: fmt.Sprintf("node %d", i+1), disk: w.disks[len(w.disks)-1], diskless: i < w.cfg.diskless}
 		w.nodes = append(w.nodes, n)
 		w.after(time.Duration(i)*1700*time.Microsecond, n.start) // so that their tickers never meet
 	}

@@ -88,8 +88,9 @@ type world struct {
 	print    uint64 // fingerprint of all calls
 	logger   *slog.Logger
 
-	// Of directed histories: which call fails, and how long an answer takes.
+	// Of directed histories: which call fails, and how long it and its answer take.
 	fail      func(*call) bool
+	slowCall  func(*call) time.Duration
 	slowReply func(*call) time.Duration
 }
 
@@ -143,6 +144,8 @@ type proc struct {
 	done   chan struct{} // closed when all of it has ended
 	rand   *rand.Rand    // for the calls that cannot park
 	muted  time.Time     // nothing of it reaches the log before
+	// diskless says that what it journals is gone with it.
+	diskless bool
 	// badSync says that the next fsync fails, badWrite that the next write is short.
 	badSync, badWrite bool
 }
@@ -326,6 +329,11 @@ func (w *world) collect() {
 
 // delay is how long a call is on its way.
 func (w *world) delay(c *call) time.Duration {
+	if w.slowCall != nil {
+		if d := w.slowCall(c); d > 0 {
+			return d
+		}
+	}
 	if w.quiet {
 		return 0
 	}
@@ -426,6 +434,9 @@ func (w *world) kill(p *proc) {
 	}
 	p.dead.Store(true)
 	p.frozen = false
+	for _, r := range w.requests {
+		r.weak = r.weak || r.p == p && p.diskless && !r.finished
+	}
 	for _, c := range slices.Clone(w.parked) {
 		if c.p != p || c.orphan {
 			continue
