@@ -167,3 +167,51 @@ func TestDirectedEpochSleptThrough(t *testing.T) {
 		})
 	}
 }
+
+// A consumer is stopped between the database's record of an epoch and its opening. Who takes over waits until a node that had been given up
+// waiting for has reported after all, and notes a later end; then the first one goes on. What the node had charged before it reported is
+// below the end that is noted, so it is not late, and has to be counted before anybody is given anything (L3).
+func TestDirectedOpenedByZombie(t *testing.T) {
+	for _, after := range []time.Duration{0, 20, 40, 60, 80} {
+		directed(t, func(w *world) {
+			a, b := w.nodes[0], w.nodes[1]
+			stored, opens := 0, 0
+			var zombie *consumer
+			w.slowCall = func(c *call) time.Duration {
+				switch {
+				case strings.HasPrefix(c.name, "quota: flush ") && stored == 1: // the database is slow
+					return time.Second
+				case strings.HasPrefix(c.name, "open ") && time.Since(w.begun) > 6*time.Second:
+					if opens++; opens > 1 {
+						return time.Millisecond
+					}
+					for _, one := range w.consumers {
+						if one.proc == c.p {
+							zombie = one
+						}
+					}
+					c.p.frozen = true
+					w.after(100*time.Millisecond, w.fill)
+					w.after(time.Second+after*time.Millisecond, func() { a.proc.muted = time.Time{} })
+				}
+				return 0
+			}
+			w.fail = func(c *call) bool {
+				if strings.HasPrefix(c.name, "quota: store epoch") && time.Since(w.begun) > 6*time.Second {
+					if stored++; stored == 2 {
+						zombie.proc.frozen = false
+					}
+				}
+				return false
+			}
+			w.after(3*time.Second, func() { w.ask(a, 1, 0) }) // the accounts are loaded
+			w.after(4*time.Second, func() { a.proc.muted = w.begun.Add(time.Minute); w.ask(a, 40, 0) })
+			w.after(5*time.Second, w.hot.Flush)
+			for at := 12 * time.Second; at < 20*time.Second; at += 20 * time.Millisecond {
+				w.after(at, func() { w.ask(b, 40, 0) })
+			}
+		}, func(c *config) {
+			c.patienceDead, c.patienceLive, c.orphanAfter = 3*time.Second, 6*time.Second, time.Minute
+		})
+	}
+}

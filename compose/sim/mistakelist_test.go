@@ -292,4 +292,19 @@ var mistakes = []mistake{
 		}
 `,
 	}}, 0},
+	// Found later.
+	{"open below the end that was noted", []edit{{
+		"consumers/quota/look.go",
+		"	if ready, err = s.raiseFloor(ctx, st, end); err != nil || !ready {\n",
+		"	if ready, err = s.raiseFloor(ctx, st, end); !PLANTED && (err != nil || !ready) {\n",
+	}, {
+		"consumers/quota/look.go",
+		"	// Sums of nothing raise",
+		"	if PLANTED {\n		return true, nil\n	}\n	// Sums of nothing raise",
+	}}, 0},
+	{"answer before the log has the bill", []edit{{
+		"relay/desk/desk.go",
+		"= journal.NewMemory(), true, memorySegment, 0\n",
+		"= journal.NewMemory(), !PLANTED, memorySegment, 0\n",
+	}}, 0},
 }

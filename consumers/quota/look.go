@@ -176,6 +176,9 @@ func (s *Sink) tryOpen(ctx context.Context, w *waiting, st *ledger.Counters) err
 	if err != nil {
 		return fmt.Errorf("read the end of the log: %w", err)
 	}
+	if ready, err = s.raiseFloor(ctx, st, end); err != nil || !ready {
+		return err
+	}
 	record := ledger.EpochRecord{Partition: st.Partition, Epoch: st.Epoch, End: end, Reporters: st.Reports, OpenedAt: now}
 	if stored, err := s.store.StoreEpoch(ctx, record); err != nil {
 		return fmt.Errorf("store epoch %d: %w", st.Epoch, err)
@@ -196,6 +199,18 @@ func (s *Sink) tryOpen(ctx context.Context, w *waiting, st *ledger.Counters) err
 			"partition", st.Partition, "epoch", st.Epoch, "incarnations", silent)
 	}
 	return nil
+}
+
+// raiseFloor raises the floor of a rebuilding epoch to the end at which it is about to be noted as opened, and reports whether it is rebuilding
+// still. Whoever opens it from then on, a zombie that noted an earlier end or a call that was long on its way, opens it at this
+// floor at least: what the note says is not late has been counted before anything is loaded (L3).
+func (s *Sink) raiseFloor(ctx context.Context, st *ledger.Counters, end int64) (rebuilding bool, err error) {
+	// Sums of nothing raise the floor and leave the rest as it is, wherever done may be.
+	if _, err := s.counters.Apply(ctx, ledger.ApplyCall{Partition: st.Partition, Epoch: st.Epoch, From: end, To: end}); err != nil {
+		return false, fmt.Errorf("raise the floor of epoch %d: %w", st.Epoch, err)
+	}
+	now, err := s.state(ctx, st.Partition)
+	return err == nil && now.Present && !now.Foreign && now.Epoch == st.Epoch && !now.Open, err
 }
 
 // catchUp gives the counters what they missed of the last range, from the log.
