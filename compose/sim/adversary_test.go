@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"ledgerline/ledger"
@@ -59,6 +60,7 @@ var faults = []fault{
 	{"a node's events do not reach the log", 5, (*world).mute},
 	{"a node is away while the counters are lost, longer than it is waited for", 12, (*world).strand},
 	{"a disk is lost", 1, (*world).loseDisk},
+	{"a sector rots under the journal of a node that dies", 3, (*world).rot},
 	{"a consumer is killed", 9, (*world).killConsumer},
 	{"a consumer is stopped and comes back as a zombie", 7, (*world).freezeConsumer},
 	{"partitions are given to another consumer", 6, (*world).rebalance},
@@ -199,6 +201,49 @@ func (w *world) mute() {
 	n := pick(w.rand, w.nodes)
 	if n.proc != nil {
 		n.proc.muted = time.Now().Add(w.between(time.Second, 40*time.Second))
+	}
+}
+
+// rot kills a node and damages a byte of its journal. What it had sent is in the log or never comes (desk.closeDoubtful). What was lost may have
+// been what ended a request: such a one may have no bill, or that of a recovery, but never two (L2).
+func (w *world) rot() {
+	n := pick(w.rand, w.nodes)
+	if !n.running() {
+		return
+	}
+	p := n.proc
+	w.killNode(n)
+	for _, c := range slices.Clone(w.parked) {
+		if c.p == p && c.orphan && strings.HasPrefix(c.name, "produce ") {
+			w.unpark(c)
+		}
+	}
+	for i := len(w.bank.producers) - 1; i >= 0; i-- {
+		made := &w.bank.producers[i]
+		dir := journalRoot + "/" + made.ID.String()
+		names, err := n.disk.Process().List(dir)
+		if made.Node != n.name || err != nil || slices.Contains(names, "retired") {
+			continue
+		}
+		names = slices.DeleteFunc(names, func(name string) bool { return !strings.HasSuffix(name, ".seg") })
+		if len(names) == 0 {
+			return
+		}
+		name := dir + "/" + pick(w.rand, names)
+		data, err := n.disk.ReadFile(name)
+		if err != nil || len(data) == 0 {
+			return
+		}
+		at := w.rand.Int64N(int64(len(data)))
+		if err := n.disk.Flip(name, at, uint(w.rand.IntN(8))); err != nil {
+			panic(err)
+		}
+		w.tell("byte %d of %s is damaged", at, name)
+		w.rotten[made.ID] = true
+		for _, r := range w.requests {
+			r.rotten = r.rotten || r.p == p
+		}
+		return
 	}
 }
 

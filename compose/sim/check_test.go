@@ -122,7 +122,7 @@ func (w *world) checkBill(r *request, bills []*ledger.Record) {
 		return
 	}
 	if len(bills) == 0 {
-		if (r.got > 0 || r.finished) && !r.lost && !r.weak || r.finished && !r.lost {
+		if !r.rotten && ((r.got > 0 || r.finished) && !r.lost && !r.weak || r.finished && !r.lost) {
 			w.violation("request %d, hold %s, was never billed; the client has %d chunks, finished: %v (P1)", r.n, short(r.hold), r.got, r.finished)
 		}
 		return
@@ -130,6 +130,8 @@ func (w *world) checkBill(r *request, bills []*ledger.Record) {
 	e := &bills[0].Event
 	low, high := promptUnits+r.got, promptUnits+r.produced+r.plan.more
 	switch {
+	case r.rotten:
+		low = 0
 	case r.finished:
 		low, high = r.charge, r.charge
 	case r.weak || r.got == 0:
@@ -163,7 +165,7 @@ func (w *world) checkStores() {
 			w.violation("%s: balance %d, but credits - usage + edits = %d", a, acc.balance.Left(), truth)
 		}
 		list, _ := w.hot.Accounts(w.t.Context(), n, []ledger.Account{a})
-		if h := &list[0]; h.Held != 0 || h.OpenHolds != 0 || h.Settled != 0 && !w.settledByPoison(a) {
+		if h := &list[0]; h.Held != 0 || h.OpenHolds != 0 || h.Settled != 0 && !w.settledForGood(a) {
 			w.violation("the counters kept something: %+v", *h)
 		}
 	}
@@ -186,10 +188,11 @@ func (w *world) checkCodes() {
 	}
 }
 
-// settledByPoison reports whether a dead letter keeps something in settled: its charge is not applied, and is not given back either.
-func (w *world) settledByPoison(a ledger.Account) bool {
+// settledForGood reports whether settled may keep something until the next epoch: the charge of a dead letter is not applied, and is not given
+// back either; that of an event that a disk has lost never comes.
+func (w *world) settledForGood(a ledger.Account) bool {
 	for _, r := range w.requests {
-		if r.admitted && r.plan.channel >= poisonChannel && (a.Kind == ledger.UserAccount && r.user == a.ID || r.token == a.ID) {
+		if r.admitted && (r.plan.channel >= poisonChannel || r.rotten) && (a.Kind == ledger.UserAccount && r.user == a.ID || r.token == a.ID) {
 			return true
 		}
 	}

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 	"testing"
@@ -213,5 +214,36 @@ func TestDirectedOpenedByZombie(t *testing.T) {
 		}, func(c *config) {
 			c.patienceDead, c.patienceLive, c.orphanAfter = 3*time.Second, 6*time.Second, time.Minute
 		})
+	}
+}
+
+// The journal of a damaged book fails while its doubtful requests are closed: it is adopted anew, and who was at it stops. Each try reads the log.
+func TestDirectedDoubtfulJournalFails(t *testing.T) {
+	tries, failed := 0, false
+	directed(t, func(w *world) {
+		n := w.nodes[0]
+		var dir string
+		w.after(3*time.Second, func() { w.ask(n, 3, time.Minute) })
+		w.after(4*time.Second, func() { w.ask(n, 1, 0) })
+		w.after(5*time.Second, func() {
+			i := slices.IndexFunc(w.bank.producers, func(p sqlstore.Producer) bool { return p.Node == n.name })
+			dir = journalRoot + "/" + w.bank.producers[i].ID.String()
+			w.killNode(n)
+			name := dir + "/0000000000000001.seg"
+			data, err := n.disk.ReadFile(name)
+			must(t, err)
+			must(t, n.disk.Flip(name, int64(len(bytes.TrimRight(data, "\x00"))-1), 0)) // the last frame
+		})
+		w.fail = func(c *call) bool {
+			if strings.HasPrefix(c.name, "ends: epochs ") {
+				tries++
+			}
+			first := tries > 0 && !failed && strings.HasPrefix(c.name, "sync "+dir)
+			failed = failed || first
+			return first
+		}
+	})
+	if !failed || tries > 2 {
+		t.Errorf("the journal failed: %v; the log was asked %d times, want once for each adoption at the most", failed, tries)
 	}
 }

@@ -307,4 +307,9 @@ var mistakes = []mistake{
 		"= journal.NewMemory(), true, memorySegment, 0\n",
 		"= journal.NewMemory(), !PLANTED, memorySegment, 0\n",
 	}}, 0},
+	{"bill what the log has of a damaged journal", []edit{{
+		"relay/desk/doubtful.go",
+		"	// First the counters, then the journal:",
+		"	if PLANTED {\n		ended = nil\n	}\n	// First the counters, then the journal:",
+	}}, 0},
 }

@@ -80,7 +80,7 @@ func (n *node) start() {
 			},
 			Counters: countersOf{p}, Bank: bankOf{p: p}, Outbox: outboxOf{p}, Logger: p.logger(),
 			Ship:      func(ctx context.Context, j *journal.Journal) error { return shipper.Ship(ctx, j) },
-			LookEvery: w.cfg.lookEvery, SweepEvery: 6 * time.Second, AdoptEvery: 3 * time.Second, MaxOpen: 256, Diskless: n.diskless,
+			LookEvery: w.cfg.lookEvery, SweepEvery: 6 * time.Second, AdoptEvery: 3 * time.Second, MaxOpen: 256, Diskless: n.diskless, HoldEnds: logOf{p, "ends: "}.holdEnds,
 			Probe: func(ctx context.Context, n int) error {
 				_, _, err := logOf{p, "probe: "}.Bounds(ctx, n)
 				return err

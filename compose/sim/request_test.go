@@ -30,6 +30,7 @@ type request struct {
 	voided   bool
 	weak     bool // the power went while it was open: its progress may be lost
 	lost     bool // the disk with its journal never came back
+	rotten   bool // its journal was damaged
 }
 
 // plan1 is what the client and the upstream are going to do.

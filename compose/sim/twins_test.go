@@ -191,6 +191,35 @@ func (l logOf) ReadAt(ctx context.Context, n int, offset int64) (r ledger.Record
 	return r, err
 }
 
+// holdEnds is what cmd makes of the database's epochs and eventlog.Client.HoldEnds.
+func (l logOf) holdEnds(ctx context.Context, n int, oldest uint64, holds map[ledger.ID]bool) (ends []ledger.ReleaseCall, err error) {
+	from := int64(0)
+	err = l.p.do(ctx, toBank, l.who+fmt.Sprintf("epochs %d", n), func() error {
+		for _, e := range l.p.w.bank.epochs {
+			if e.Partition == n && e.Epoch < oldest {
+				from = max(from, e.End)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	_, end, err := l.Bounds(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	err = l.Read(ctx, n, min(from, end), end, func(records []ledger.Record) error {
+		for i := range records {
+			if e := &records[i].Event; records[i].Err == nil && e.Hold != nil && !e.Redrive && holds[e.Hold.ID] {
+				ends = append(ends, ledger.ReleaseCall{Hold: e.Hold.ID, Incarnation: e.Producer, Partition: n, Epoch: e.Hold.Epoch, Charge: e.Charged})
+			}
+		}
+		return nil
+	})
+	return ends, err
+}
+
 // Read is eventlog.Client.Read.
 func (l logOf) Read(ctx context.Context, n int, from, to int64, fn func([]ledger.Record) error) error {
 	for from < to {

@@ -63,6 +63,7 @@ type world struct {
 	backup           *tables
 	quiet            bool // no new faults: everything comes to an end
 	restored, jumped bool
+	rotten           map[ledger.ID]bool // incarnations whose journal was damaged
 
 	outside    *proc // the test itself
 	owner      map[ownerOf]*consumer
@@ -156,7 +157,7 @@ func newWorld(t testing.TB, seed uint64) *world {
 		t: t, seed: seed, rand: rand.New(rand.NewPCG(seed, 0x51)), begun: time.Now(), wake: make(chan struct{}, 1), over: make(chan struct{}), hot: hold.NewLocal(),
 		down: map[target]time.Time{}, stored: map[int]ledger.EpochRecord{}, logger: slog.New(slog.DiscardHandler),
 	}
-	w.beats = map[ledger.ID]beatAt{}
+	w.beats, w.rotten = map[ledger.ID]beatAt{}, map[ledger.ID]bool{}
 	w.owner, w.prev = map[ownerOf]*consumer{}, map[int]uint64{}
 	w.outside = &proc{w: w, index: -1, name: "test"}
 	w.cfg = drawConfig(w.rand)

@@ -18,8 +18,8 @@ type HoldEnds func(ctx context.Context, partition int, oldest uint64, holds map[
 
 // closeDoubtful ends the open requests of a damaged journal whose own end may be among what was lost. What the log has of them was
 // billed: it is told to the counters, and the journal closes the hold without an event, so that nothing is billed twice (L2). The
-// others are billed like any request of a dead node. It goes on until the log and the counters have answered, or ctx ends: the
-// next start does it again.
+// others are billed like any request of a dead node. It goes on until the log and the counters have answered, the journal has failed, or
+// ctx ends: who adopts it next does it again.
 //
 // What the dead process sent last is in the log by then, unless a broker keeps a request that it has received longer in its queue than a
 // node takes to start: such an event would count beside the recovered one.
@@ -36,6 +36,9 @@ func (d *Desk) closeDoubtful(ctx context.Context, b *book, opens []journal.OpenS
 			err := d.closeDoubtfulOf(ctx, b, p, list)
 			if err == nil {
 				break
+			}
+			if errors.Is(err, journal.ErrFailed) || errors.Is(err, journal.ErrClosed) {
+				return // it is adopted anew
 			}
 			if ctx.Err() == nil && complain.due(d.now()) {
 				d.log.Warn("requests of a damaged journal cannot be closed yet; it is tried again", "incarnation", b.incarnation, "error", err)
