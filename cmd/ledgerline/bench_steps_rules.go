@@ -23,7 +23,9 @@ var steps = []step{
 	{"upstream: request out, answer in", []string{
 		"ledgerline/relay/upstream", "net/http.(*persistConn).", "net/http.(*Transport).", "net/http.(*bodyEOFSignal).", "net/http.(*Client).",
 	}},
-	{"client: request in, answer out", []string{"net/http.(*conn).", "net/http.(*response).", "net/http.(*chunkWriter).", "net/http.(*connReader)."}},
+	{"client: request in, answer out", []string{
+		"ledgerline/relay.(*clientConn).", "net/http.(*conn).", "net/http.(*response).", "net/http.(*chunkWriter).", "net/http.(*connReader).",
+	}},
 	{"journal: write and fsync", []string{
 		"ledgerline/ledger/journal.(*Journal).run", "ledgerline/ledger/journal.(*Journal).flush", "ledgerline/ledger/journal.(*writer).",
 		"ledgerline/ledger/journal.osFile.",

@@ -86,6 +86,15 @@ func (r *ChunkReader) Read(data []byte) (*Chunk, bool) {
 	return c, true
 }
 
+// Text reads a payload that is one piece of the main text of one answer and nothing else, as one before it was. False means no more than
+// that Read has to look at it. The text is valid until the next call.
+func (r *ChunkReader) Text(data []byte) (*Text, bool) {
+	if !r.fits(data) {
+		return nil, false
+	}
+	return &r.like.Texts[0], true
+}
+
 func (r *ChunkReader) fits(data []byte) bool {
 	if len(r.before) == 0 || !bytes.HasPrefix(data, r.before) {
 		return false

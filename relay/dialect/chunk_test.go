@@ -202,6 +202,11 @@ func FuzzChunk(f *testing.F) {
 		if diff := cmp.Diff(want, got); diff != "" && json.Valid(first) && json.Valid(second) {
 			t.Fatalf("after %q, %q (-walked +template):\n%s", first, second, diff)
 		}
+		if text, ok := with.Text(second); ok && text.Len() > 0 && json.Valid(first) && json.Valid(second) {
+			if diff := cmp.Diff(want, viewOf(&Chunk{Texts: []Text{*text}, HasChoices: true}, true)); diff != "" {
+				t.Fatalf("after %q, %q is more than text (-walked +text):\n%s", first, second, diff)
+			}
+		}
 		if !json.Valid(second) || !gjson.ParseBytes(second).IsObject() {
 			return
 		}

@@ -84,6 +84,11 @@ func (m *Meter) Data(payload []byte) Step {
 		m.done = true
 		return Step{Done: true}
 	}
+	if t, ok := m.reader.Text(payload); ok { // nearly always
+		m.choices = true
+		m.text(t, true)
+		return Step{Content: true}
+	}
 	c, ok := m.reader.Read(payload)
 	if !ok {
 		m.garbage = true
@@ -119,14 +124,8 @@ func (m *Meter) take(c *dialect.Chunk) Step {
 		m.report(c.Usage, s.UsageOnly)
 	}
 	keep := !m.whole || !m.credible || m.verdict.Has(dialect.UsageNoOutput)
-	for _, t := range c.Texts {
-		m.chunks++
-		m.bytes += int64(t.Len())
-		m.pieces += leastTokens(t.Raw)
-		if keep {
-			m.keep(t)
-		}
-		m.since = !m.whole
+	for i := range c.Texts {
+		m.text(&c.Texts[i], keep)
 	}
 	for _, f := range c.Finishes {
 		if f.Choice < maxLanes {
@@ -142,8 +141,19 @@ func (m *Meter) take(c *dialect.Chunk) Step {
 	return s
 }
 
+// text takes one piece of text, and keeps it if it may have to be counted.
+func (m *Meter) text(t *dialect.Text, keep bool) {
+	m.chunks++
+	m.bytes += int64(t.Len())
+	m.pieces += leastTokens(t.Raw)
+	if keep {
+		m.keep(t)
+	}
+	m.since = !m.whole
+}
+
 // keep takes text for the case that it has to be counted.
-func (m *Meter) keep(t dialect.Text) {
+func (m *Meter) keep(t *dialect.Text) {
 	if t.Choice == 0 || t.Choice >= maxLanes {
 		m.first.add(m.cfg.Model, t, keepText)
 		return

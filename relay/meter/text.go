@@ -28,7 +28,7 @@ type counter struct {
 }
 
 // add takes text, counting what does not fit into bound.
-func (c *counter) add(model string, t dialect.Text, bound int) {
+func (c *counter) add(model string, t *dialect.Text, bound int) {
 	if need := len(c.buf) + len(t.Raw); need > cap(c.buf) && cap(c.buf) < bound { // doubling must not overshoot the bound
 		grown := make([]byte, len(c.buf), min(max(2*cap(c.buf), need, 1<<10), max(bound, need)))
 		copy(grown, c.buf)

@@ -38,7 +38,7 @@ func TestIncrementalCountIsExact(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 1))
 			var c counter
 			for _, piece := range texts(text, rnd) {
-				c.add(model, piece, 300)
+				c.add(model, &piece, 300)
 			}
 			if got := c.total(model); got != want {
 				t.Errorf("%s, seed %d: %d tokens, want %d", model, seed, got, want)
@@ -55,7 +55,7 @@ func TestForcedCuts(t *testing.T) {
 	cuts := int64(0)
 	for _, piece := range texts(text, rand.New(rand.NewPCG(1, 1))) {
 		before := c.tokens
-		c.add("gpt-4o", piece, 1000)
+		c.add("gpt-4o", &piece, 1000)
 		if c.tokens != before {
 			cuts++
 		}
@@ -83,11 +83,11 @@ func TestSafeSplit(t *testing.T) {
 func TestHugePieceIsReleased(t *testing.T) {
 	var c counter
 	for _, piece := range texts("a", rand.New(rand.NewPCG(1, 1))) {
-		c.add("gpt-4", piece, 100)
+		c.add("gpt-4", &piece, 100)
 	}
 	var r dialect.ChunkReader
 	chunk, _ := r.Read([]byte(`{"choices":[{"text":"` + strings.Repeat("word ", 2000) + `"}]}`))
-	c.add("gpt-4", chunk.Texts[0], 100)
+	c.add("gpt-4", &chunk.Texts[0], 100)
 	if cap(c.buf) > 200 {
 		t.Errorf("%d bytes kept", cap(c.buf))
 	}

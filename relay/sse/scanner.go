@@ -32,6 +32,7 @@ var (
 	bom      = []byte("\xef\xbb\xbf")
 	donePay  = []byte("[DONE]")
 	dataKey  = []byte("data")
+	usualKey = []byte("data:")
 	eventKey = []byte("event")
 )
 
@@ -134,6 +135,9 @@ func (s *Scanner) FeedBehind(buf []byte, at int) error {
 
 // Next returns the next whole event of what was fed. False means that the rest is unfinished: Feed more, or Flush.
 func (s *Scanner) Next() (Event, bool) {
+	if e, ok := s.usual(); ok {
+		return e, true
+	}
 	for {
 		end, next, ok := s.lineEnd()
 		if !ok {
@@ -150,6 +154,27 @@ func (s *Scanner) Next() (Event, bool) {
 			return s.emit(next), true
 		}
 	}
+}
+
+// usual returns the next event if it is what nearly all of a stream are: one line of data, and a blank one. It finds nothing that the
+// lines one by one would not say.
+func (s *Scanner) usual() (e Event, ok bool) {
+	if s.scan != s.start || !s.begun || !bytes.HasPrefix(s.win[s.start:], usualKey) {
+		return e, false
+	}
+	rest := s.win[s.start:]
+	lf := bytes.IndexByte(rest, '\n')
+	if lf < 0 || lf+1 == len(rest) || rest[lf+1] != '\n' || bytes.IndexByte(rest[:lf], '\r') >= 0 {
+		return e, false
+	}
+	from := len(usualKey)
+	if rest[from] == ' ' {
+		from++
+	}
+	e.Raw, e.Data = rest[:lf+2], rest[from:lf:lf]
+	s.start += lf + 2
+	s.line, s.scan, s.crlf = s.start, s.start, false
+	return e, true
 }
 
 // Flush returns what the stream left unfinished when it ended, parsed as if it had been finished: line-based clients
