@@ -213,6 +213,30 @@ func TestOlderEpochDoesNotStay(t *testing.T) {
 	})
 }
 
+// Other counters served for a while and are gone again, with nothing charged in them: an epoch of theirs was opened since, so that
+// what these still charged in their own would count as late.
+func TestEpochOfOtherCounters(t *testing.T) {
+	onEngines(t, func(r *rig) {
+		n := r.node(1)
+		n.put(credit(1, 100))
+		r.flush(r.sink, 1)
+		r.openEpoch(n)
+		elsewhere, err := r.store.AllocateEpoch(t.Context(), 0, 0)
+		must(t, err)
+		stored, err := r.store.StoreEpoch(t.Context(), ledger.EpochRecord{Epoch: elsewhere.Epoch, End: 1, OpenedAt: r.clock.now()})
+		must(t, err)
+		if !stored {
+			t.Fatal("the epoch was not stored")
+		}
+		r.clock.pass(2 * time.Second)
+		if got := r.openEpoch(n); got <= elsewhere.Epoch {
+			t.Errorf("epoch %d, and the database has opened %d", got, elsewhere.Epoch)
+		}
+		r.load(theUser)
+		r.inStep(nil, theUser)
+	})
+}
+
 func TestLostCountersBeginAnEpoch(t *testing.T) {
 	onEngines(t, func(r *rig) {
 		n := r.node(1)
