@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"reflect"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/labstack/echo/v4"
@@ -76,10 +78,13 @@ func no(format string, args ...any) error {
 }
 
 // Refusals with one text.
-var (
-	errParameters = no("Invalid parameters")
-	errMissing    = no("record not found")
-)
+var errMissing = no("record not found")
+
+// wrong refuses a field of a request: New API's words, then which field and what is allowed.
+func wrong(format string, args ...any) error { return no("Invalid parameters: "+format, args...) }
+
+// errID refuses a request that names nothing to change.
+var errID = wrong("id must be a whole number above 0")
 
 type refusalBody struct {
 	Code    string `json:"code,omitempty"`
@@ -113,17 +118,45 @@ func (x *call) read(into any) error {
 	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return &refusal{status: http.StatusRequestEntityTooLarge, message: fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit)}
 	}
-	if err != nil || json.Unmarshal(body, into) != nil {
-		return errParameters
+	if err != nil {
+		return wrong("the body could not be read: %v", err)
+	}
+	err = json.Unmarshal(body, into)
+	if kind, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && kind.Field != "" {
+		return wrong("%s must be %s, not a JSON %s", strings.ToLower(kind.Field), jsonKind(kind.Type), kind.Value)
+	} else if err != nil {
+		return wrong("the body must be a JSON object: %v", err)
 	}
 	return nil
+}
+
+// jsonKind says of what a field is made.
+func jsonKind(t reflect.Type) string {
+	if t == reflect.TypeFor[json.Number]() {
+		return "a number"
+	}
+	switch kind := t.Kind(); {
+	case kind == reflect.Pointer:
+		return jsonKind(t.Elem())
+	case kind == reflect.Bool:
+		return "true or false"
+	case kind == reflect.Float64:
+		return "a number"
+	case kind == reflect.String:
+		return "a string"
+	case kind == reflect.Slice:
+		return "a list"
+	case kind == reflect.Struct || kind == reflect.Map:
+		return "an object"
+	}
+	return "a whole number"
 }
 
 // idParam reads the id in the path.
 func (x *call) idParam() (int64, error) {
 	id, err := strconv.ParseInt(x.Param("id"), 10, 64)
 	if err != nil || id <= 0 {
-		return 0, errParameters
+		return 0, errID
 	}
 	return id, nil
 }

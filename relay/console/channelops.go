@@ -70,7 +70,7 @@ func tagStatus(status int) handler {
 			return err
 		}
 		if in.Tag == "" {
-			return errParameters
+			return wrong("tag is needed")
 		}
 		ids, err := x.console.cfg.Store.ChannelIDs(x.ctx(), in.Tag)
 		if err != nil {

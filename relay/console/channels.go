@@ -337,7 +337,7 @@ func updateChannel(x *call) error {
 		return err
 	}
 	if in.ID <= 0 {
-		return errParameters
+		return errID
 	}
 	c, err := x.console.cfg.Store.EditChannel(x.ctx(), in.ID, "updated channel", func(c *sqlstore.ChannelRow) error {
 		if err := in.apply(c); err != nil {

@@ -71,7 +71,7 @@ func login(x *call) error {
 		return err
 	}
 	if in.Username = strings.TrimSpace(in.Username); in.Username == "" || in.Password == "" {
-		return errParameters
+		return wrong("username and password are needed")
 	}
 	if x.console.option("PasswordLoginEnabled") == "false" {
 		return no("password login is turned off")

@@ -44,6 +44,34 @@ func TestSetUpByHand(t *testing.T) {
 	c.must("POST", "/api/user/login", map[string]string{"username": "root", "password": "goldenpass1"})
 }
 
+// What is wrong in a request is named with what is allowed, after New API's words where it has some.
+func TestWrongFieldsAreNamed(t *testing.T) {
+	s := newSite(t)
+	root := s.root()
+	root.must("POST", "/api/token/", map[string]any{"name": "mine", "remain_quota": 5, "expired_time": -1})
+	for _, c := range []struct {
+		method, path string
+		body         any
+		says         string
+	}{
+		{"POST", "/api/user/", map[string]any{"username": 5}, "Invalid parameters: username must be a string, not a JSON number"},
+		{"POST", "/api/token/", map[string]any{"name": "x", "remain_quota": "many"}, "Invalid parameters: remain_quota must be a whole number, not a JSON string"},
+		{"POST", "/api/token/", map[string]any{"name": "x", "unlimited_quota": 1}, "Invalid parameters: unlimited_quota must be true or false"},
+		{"POST", "/api/user/", []int{}, "Invalid parameters: the body must be a JSON object"},
+		{"POST", "/api/user/manage", map[string]any{"id": 1, "action": "zap"}, "action must be enable, disable, delete, promote, demote or add_quota"},
+		{"POST", "/api/user/manage", map[string]any{"id": 1, "action": "add_quota", "mode": "zap"}, "mode must be add, subtract or override"},
+		{"POST", "/api/user/manage", map[string]any{"action": "enable"}, "id must be a whole number above 0"},
+		{"PUT", "/api/token/?status_only=true", map[string]any{"id": 1, "status": 7}, "status must be 1 (enabled) or 2 (disabled)"},
+		{"PUT", "/api/option/", map[string]any{"key": "QuotaForNewUser", "value": "abc"}, `option QuotaForNewUser: \"abc\" is no whole number from 0 to`},
+		{"PUT", "/api/option/", map[string]any{"key": "QuotaForNewUser", "value": []int{}}, "value a string, a number, true or false"},
+		{"GET", "/api/channel/test/abc", nil, "id must be a whole number above 0"},
+	} {
+		if r := root.call(c.method, c.path, c.body); r.ok() || !strings.Contains(r.raw, c.says) {
+			t.Errorf("%s %s %v: %s, want %q", c.method, c.path, c.body, r.raw, c.says)
+		}
+	}
+}
+
 // A change of quota is seen by the next request, whichever way it is made.
 func TestAddQuota(t *testing.T) {
 	s := newSite(t)

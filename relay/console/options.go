@@ -135,7 +135,7 @@ func setOption(x *call) error {
 	}
 	value, ok := optionText(in.Value)
 	if in.Key == "" || len(in.Key) > 191 || !ok {
-		return errParameters
+		return wrong("key must be a string of 1 to 191 bytes, value a string, a number, true or false")
 	}
 	if len(value) > sqlstore.MaxOptionBytes {
 		return no("an option has at most %d bytes", sqlstore.MaxOptionBytes)
@@ -221,7 +221,7 @@ func decimal(value string) error {
 func (x *call) checkOption(key, value string) error {
 	if check := optionChecks[key]; check != nil {
 		if err := check(value); err != nil {
-			return err
+			return no("option %s: %v", key, err)
 		}
 	}
 	if slices.Contains(ledger.PriceOptions(), key) {

@@ -143,7 +143,7 @@ func updateRedemption(x *call) error {
 		}
 		if statusOnly {
 			if in.Status != sqlstore.RedemptionEnabled && in.Status != sqlstore.RedemptionDisabled {
-				return errParameters
+				return wrong("status must be %d (enabled) or %d (disabled)", sqlstore.RedemptionEnabled, sqlstore.RedemptionDisabled)
 			}
 			r.Status = in.Status
 			return nil

@@ -294,7 +294,7 @@ func sessions(x *call) error {
 func endSession(x *call) error {
 	id, err := ledger.ParseID(x.Param("sid"))
 	if err != nil {
-		return errParameters
+		return wrong("sid must be the id of a session")
 	}
 	session, _, err := x.console.cfg.Store.Session(x.ctx(), id)
 	if err == nil && session.User != x.me.ID {

@@ -265,7 +265,7 @@ func updateToken(x *call) error {
 		return err
 	}
 	if in.ID <= 0 {
-		return errParameters
+		return errID
 	}
 	statusOnly := x.QueryParam("status_only") != ""
 	now := x.console.now().Unix()
@@ -294,10 +294,12 @@ func updateToken(x *call) error {
 	return x.data(viewToken(t))
 }
 
+var errTokenStatus = wrong("status must be %d (enabled) or %d (disabled)", sqlstore.TokenEnabled, sqlstore.TokenDisabled)
+
 // setStatus enables or disables a key.
 func (b *tokenBody) setStatus(e *sqlstore.TokenEdit, now int64) error {
 	if b.Status == nil {
-		return errParameters
+		return errTokenStatus
 	}
 	switch *b.Status {
 	case sqlstore.TokenDisabled:
@@ -309,7 +311,7 @@ func (b *tokenBody) setStatus(e *sqlstore.TokenEdit, now int64) error {
 			return no("the key's quota is used up; raise it first, or make it unlimited")
 		}
 	default:
-		return errParameters
+		return errTokenStatus
 	}
 	e.Status = *b.Status
 	return nil

@@ -162,7 +162,7 @@ func updateUser(x *call) error {
 		return err
 	}
 	if in.ID <= 0 {
-		return errParameters
+		return errID
 	}
 	hash := ""
 	if in.Password != "" {
@@ -269,7 +269,7 @@ func manageUser(x *call) error {
 		return err
 	}
 	if in.ID <= 0 {
-		return errParameters
+		return errID
 	}
 	if in.Action == "add_quota" {
 		return x.addQuota(in)
@@ -311,7 +311,7 @@ func (x *call) manage(e *sqlstore.UserEdit, action string) error {
 	case "demote":
 		return x.changeRole(e, sqlstore.RoleUser)
 	default:
-		return errParameters
+		return wrong("action must be enable, disable, delete, promote, demote or add_quota")
 	}
 	return nil
 }
@@ -329,7 +329,7 @@ func (x *call) addQuota(in manageBody) error {
 	switch {
 	case in.Mode == "override":
 	case in.Mode != "add" && in.Mode != "subtract" && in.Mode != "":
-		return errParameters
+		return wrong("mode must be add, subtract or override")
 	case value == 0:
 		return no("Quota change amount cannot be zero")
 	case value < 0:
