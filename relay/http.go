@@ -40,9 +40,11 @@ func NewHandler(cfg HandlerConfig) http.Handler {
 	})
 	e.GET("/metrics", echo.WrapHandler(cfg.Metrics))
 	if cfg.RedirectTo == "" {
-		e.GET("/", func(c echo.Context) error {
-			return c.String(http.StatusOK, "This is Ledgerline. OpenAI's API is at /v1, the management API at /api. There is no web console.\n")
-		})
+		about := "This is Ledgerline. OpenAI's API is at /v1, the management API at /api. There is no web console.\n"
+		if len(cfg.Parts) == 0 {
+			about = "This is Ledgerline, its consumers only: /readyz and /metrics are here, the APIs are on other nodes.\n"
+		}
+		e.GET("/", func(c echo.Context) error { return c.String(http.StatusOK, about) })
 	}
 	e.HTTPErrorHandler = cfg.unmatched
 	return e
