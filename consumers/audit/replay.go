@@ -67,6 +67,8 @@ type ReplayReport struct {
 	Alarms      []string      `json:"alarms,omitempty"`
 	Differences []Difference  `json:"differences,omitempty"` // dry run
 	More        int           `json:"more_differences,omitempty"`
+
+	target Target
 }
 
 // Replay folds every partition and writes its balances in place, then begins a new epoch of its hot counters. Traffic may go on.
@@ -98,7 +100,7 @@ func replayAt(ctx context.Context, s Stores, o ReplayOptions, now time.Time) (*R
 	if err != nil {
 		return nil, err
 	}
-	r.report.Events, r.report.Took = r.events, time.Since(r.started)
+	r.report.Events, r.report.Took, r.report.target = r.events, time.Since(r.started), o.Target
 	return &r.report, nil
 }
 
@@ -264,8 +266,12 @@ func (r *replayer) dryRun(ctx context.Context) error {
 // Print writes the report for people.
 func (r *ReplayReport) Print(w io.Writer, dry bool) {
 	perSecond := float64(r.Events) / max(r.Took.Seconds(), 1e-9)
-	fmt.Fprintf(w, "replay: %d events in %s (%.0f/s), %d accounts, %d changed, %d hand edits adopted\n",
-		r.Events, r.Took.Round(time.Millisecond), perSecond, r.Accounts, r.Changed, r.Adopted)
+	fmt.Fprintf(w, "replay: %d events in %s (%.0f/s), ", r.Events, r.Took.Round(time.Millisecond), perSecond)
+	if r.target == ToUsage {
+		fmt.Fprintln(w, "written to the usage log")
+	} else {
+		fmt.Fprintf(w, "%d accounts, %d changed, %d hand edits adopted\n", r.Accounts, r.Changed, r.Adopted)
+	}
 	for _, d := range r.Differences {
 		fmt.Fprintf(w, "  DIFFERS  %-22s %-14s %-9s log says %d, there is %d\n", d.Store, d.Account, d.What, d.Want, d.Got)
 	}
