@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -78,12 +77,14 @@ func openForAudit(ctx context.Context, cfg *config, stderr io.Writer) (*stores, 
 // parseVerify reads the arguments of verify, which proves that the log, the balances, the usage log and the hot counters agree;
 // exit code 1 if not.
 func parseVerify(args []string, stderr io.Writer) (auditJob, error) {
-	flags := flag.NewFlagSet("verify", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("verify", "Proves that log, balances, usage log and hot counters agree, also under traffic. Exit code 1 if they differ.", stderr)
 	asJSON := flags.Bool("json", false, "print JSON")
 	patience := flags.Duration("wait", 30*time.Second, "how long to wait for stores that lag")
 	if err := parseFlags(flags, args); err != nil {
 		return nil, err
+	}
+	if *patience < 0 {
+		return nil, usagef("verify: -wait %s: a duration from 0 is needed, such as 30s", *patience)
 	}
 	return func(ctx context.Context, a audit.Stores, stdout, _ io.Writer) error {
 		v, err := audit.Verify(ctx, a, *patience)
@@ -107,8 +108,7 @@ func parseVerify(args []string, stderr io.Writer) (auditJob, error) {
 
 // parseReplay reads the arguments of replay, which rebuilds balances and hot counters from the log or the usage log.
 func parseReplay(args []string, stderr io.Writer) (auditJob, error) {
-	flags := flag.NewFlagSet("replay", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("replay", "Rebuilds balances and hot counters, or the usage log, from the log; traffic goes on.", stderr)
 	source := flags.String("source", string(audit.FromLog), "where to fold from: kafka or usagelog")
 	target := flags.String("target", string(audit.ToBalances), "what to rebuild: balances (with the hot counters) or usagelog")
 	dry := flags.Bool("dry-run", false, "report differences, change nothing; exit code 1 if there are any")
@@ -153,8 +153,7 @@ func printJSON(w io.Writer, v any) error {
 
 // migrateCommand brings the schemas up to date.
 func migrateCommand(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	flags := flag.NewFlagSet("migrate", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("migrate", "Brings the schemas of SQL_DSN and LOG_SQL_DSN up to date and leaves; a master does it at its start, too.", stderr)
 	if err := parseFlags(flags, args); err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -343,14 +342,13 @@ func (b *bench) seed(ctx context.Context, env map[string]string) (key string, er
 
 // benchServer is a process of its own, so that its CPU can be told apart.
 func benchServer(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	flags := flag.NewFlagSet("bench "+args[0], flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("bench "+args[0], "A server to measure with, on a free port, which it prints.", stderr)
 	to, idle := new(string), new(int)
 	if args[0] == "proxy" {
 		flags.StringVar(to, "target", "", "`URL` of the proxy's upstream")
 		flags.IntVar(idle, "idle", 64, "connections kept")
 	}
-	profile := flags.String("profile", "", "path of profiles between two signals, as of bench node; empty: none")
+	profile := flags.String("profile", "", "`path` of profiles between the signals USR1 and USR2, without -N.cpu and -N.allocs; empty: none")
 	if err := parseFlags(flags, args[1:]); err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -34,8 +33,7 @@ type consumersOptions struct {
 // and that what the quota consumer writes grows with active accounts and not with events.
 func benchConsumers(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	var o consumersOptions
-	flags := flag.NewFlagSet("bench consumers", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("bench consumers", "Events per CPU-second of the journal and of each projection, and what they write, on real engines (make bench-consumers).", stderr)
 	flags.IntVar(&o.events, "events", 300_000, "events that a projection folds in one measurement")
 	flags.IntVar(&o.users, "users", 1000, "users that they are of, each with a token")
 	flags.IntVar(&o.runs, "runs", 3, "measurements, each of new events; medians are printed, with the spread")

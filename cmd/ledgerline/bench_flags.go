@@ -42,8 +42,7 @@ const (
 var measures = []string{measureTables, measureLatency, measureStreams, measureIdle, measureOverload}
 
 func benchFlags(args []string, stderr io.Writer) (o benchOptions, err error) {
-	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("bench", "Requests and CPU beside a bare reverse proxy (make bench). There are bench consumers, steps, growth and upstream, too; each has -h.", stderr)
 	flags.DurationVar(&o.duration, "duration", 5*time.Second, "of one measurement")
 	flags.IntVar(&o.concurrency, "c", 32, "clients at once")
 	flags.IntVar(&o.runs, "runs", 5, "measurements of each target, in turn; medians are printed, with the spread")
@@ -54,7 +53,7 @@ func benchFlags(args []string, stderr io.Writer) (o benchOptions, err error) {
 	pacedFlags(flags, &o)
 	what := flags.String("measure", measureTables, "what to measure, separated by commas: "+strings.Join(measures, ", "))
 	flags.IntVar(&o.streams, "streams", 1000, "streams of -measure streams, at two chunks a second each")
-	flags.DurationVar(&o.hold, "hold", 20*time.Second, "how long they are all open together")
+	flags.DurationVar(&o.hold, "hold", 20*time.Second, "how long the streams of -measure streams are all open together")
 	flags.IntVar(&o.idle, "idle", 10_000, "connections of -measure idle")
 	flags.StringVar(&o.readme, "readme", "", "file whose table of figures is written anew from the tables")
 	flags.StringVar(&o.profile, "profile", "", "folder for CPU and allocation profiles of the relay; they cost it some percent")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -34,8 +33,7 @@ const openingPatience = 15 * time.Minute
 func benchGrowth(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	var o benchOptions
 	var g growthOptions
-	flags := flag.NewFlagSet("bench growth", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("bench growth", "Cost per request with more users, tokens and channels; memory and start on a large database (make bench-growth).", stderr)
 	flags.DurationVar(&o.duration, "duration", 3*time.Second, "of one measurement")
 	flags.IntVar(&o.concurrency, "c", 32, "clients at once, each request with the key of another token")
 	flags.IntVar(&o.runs, "runs", 3, "measurements of each size, in turn; medians are printed, with the spread")

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -24,8 +23,7 @@ const (
 // benchNode serves like the node itself, and writes profiles of the time between two signals. It exists so that the
 // product needs no door for profiles.
 func benchNode(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	flags := flag.NewFlagSet("bench node", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("bench node", "A node that writes profiles of the time between the signals USR1 and USR2.", stderr)
 	path := flags.String("profile", "", "path of the profiles, without -N.cpu and -N.allocs")
 	half := flags.String("role", wholeNode.command, "serve, relay or consume")
 	if err := parseFlags(flags, args); err != nil {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -28,8 +27,7 @@ const statusEvery = 20 * time.Millisecond
 // benchProjection is a process of its own that takes one projection from where it stands to the end of the log, and prints what that
 // cost: the projection alone, without what else a node does.
 func benchProjection(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	flags := flag.NewFlagSet("bench projection", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("bench projection", "One projection in a process of its own, from where it stands to the end of the log.", stderr)
 	name := flags.String("name", "", "quota, usagelog or replay")
 	if err := parseFlags(flags, args); err != nil {
 		return err

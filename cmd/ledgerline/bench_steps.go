@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -40,8 +39,7 @@ type stepsTotals struct {
 // proxy's. It needs the go command, which reads the profiles.
 func benchSteps(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	var o benchOptions
-	flags := flag.NewFlagSet("bench steps", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("bench steps", "Where each microsecond of the relay's process goes, from profiles at several loads (make bench-steps).", stderr)
 	flags.DurationVar(&o.duration, "duration", 8*time.Second, "of one profile, which has a hundred samples for each second of CPU time")
 	flags.StringVar(&o.only, "only", "", "targets, separated by commas: proxy, embedded, engines; empty: all that can run")
 	flags.StringVar(&o.readme, "readme", "", "file whose tables of steps are written anew")

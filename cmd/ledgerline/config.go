@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -187,6 +188,11 @@ func describeEnvError(err error, vars map[string]string) string {
 		allowed = "a duration such as 90s or 15m"
 	}
 	name := field.Tag.Get("env")
+	for _, b := range new(config).bounds() {
+		if b.name == name {
+			allowed = b.String()
+		}
+	}
 	return fmt.Sprintf("%s=%q: %s is needed", name, vars[name], allowed)
 }
 
@@ -224,14 +230,27 @@ func (c *config) check() (bad []string) {
 	return bad
 }
 
+// bound is what is allowed of a number, and what it is.
+type bound struct {
+	name               string
+	value, least, most int64
+}
+
+func (b bound) String() string { return fmt.Sprintf("a whole number from %d to %d", b.least, b.most) }
+
 // outOfBounds lists the numbers that are too small or too large.
 func (c *config) outOfBounds() (bad []string) {
-	type bound struct {
-		name        string
-		value       int64
-		least, most int64
+	for _, b := range c.bounds() {
+		if b.value < b.least || b.value > b.most {
+			bad = append(bad, fmt.Sprintf("%s=%d: %s is needed", b.name, b.value, b))
+		}
 	}
-	for _, b := range []bound{
+	return bad
+}
+
+// bounds are those of every number.
+func (c *config) bounds() []bound {
+	return []bound{
 		{"PORT", int64(c.Port), 0, 65535},
 		{"SQL_MAX_IDLE_CONNS", int64(c.SQLMaxIdle), 0, 100_000},
 		{"SQL_MAX_OPEN_CONNS", int64(c.SQLMaxOpen), 1, 100_000},
@@ -253,13 +272,11 @@ func (c *config) outOfBounds() (bad []string) {
 		{"STREAM_SCANNER_MAX_BUFFER_MB", int64(c.MaxEventMB), 1, 1024},
 		{"MAX_OUTPUT_TOKENS_DEFAULT", c.OutputSlice, 16, 1 << 24},
 		{"SHUTDOWN_TIMEOUT_SECONDS", int64(c.ShutdownTimeout), 1, 86400},
-	} {
-		if b.value < b.least || b.value > b.most {
-			bad = append(bad, fmt.Sprintf("%s=%d: a whole number from %d to %d is needed", b.name, b.value, b.least, b.most))
-		}
 	}
-	return bad
 }
+
+// topicName is what Kafka takes for the name of a topic.
+var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
 
 // checkStores checks the addresses of the engines.
 func (c *config) checkStores() (errs []error) {
@@ -271,6 +288,9 @@ func (c *config) checkStores() (errs []error) {
 	}
 	if c.RedisURL != "" && !hasScheme(c.RedisURL, "redis", "rediss", "unix") {
 		errs = append(errs, errors.New("REDIS_CONN_STRING: redis://[user:password@]host:port[/db] is needed, or rediss:// for TLS, or unix://"))
+	}
+	if !topicName.MatchString(c.KafkaTopic) || strings.Trim(c.KafkaTopic, ".") == "" {
+		errs = append(errs, fmt.Errorf("KAFKA_TOPIC=%q: 1 to 249 letters, digits, dots, underscores and hyphens are needed", c.KafkaTopic))
 	}
 	for _, b := range c.KafkaBrokers {
 		if host, port, ok := strings.Cut(b, ":"); !ok || host == "" || port == "" {

@@ -46,7 +46,7 @@ func TestBadValues(t *testing.T) {
 			},
 			[]string{`PORT="http": a`, "; JOURNAL_MAX_MB=1: a", "; TRUSTED_PROXIES", "; TZ=", "; SQL_DSN", "; REDIS_CONN_STRING"},
 		},
-		"no number, named once": {map[string]string{"SYNC_FREQUENCY": "often", "TZ": "Mars/Base"}, []string{`SYNC_FREQUENCY="often": a whole number is needed; TZ`}},
+		"no number, named once": {map[string]string{"SYNC_FREQUENCY": "often", "TZ": "Mars/Base"}, []string{`SYNC_FREQUENCY="often": a whole number from 1 to 86400 is needed; TZ`}},
 		"no numbers":            {map[string]string{"PORT": "http", "RELAY_TIMEOUT": "long"}, []string{"PORT", "RELAY_TIMEOUT"}},
 		"journal":               {map[string]string{"JOURNAL": "disk"}, []string{"JOURNAL", "disk", "file or kafka"}},
 		"journal alone":         {map[string]string{"JOURNAL": "kafka"}, []string{"JOURNAL=kafka", "KAFKA_BROKERS"}},

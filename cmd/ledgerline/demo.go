@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"iter"
@@ -41,8 +40,7 @@ type demoOptions struct {
 // demoCommand runs the whole pipeline on this machine against a mock upstream whose own records are the oracle.
 func demoCommand(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	var o demoOptions
-	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("demo", "The whole pipeline on this machine: mock upstream, real traffic, then a proof that all books agree.", stderr)
 	flags.IntVar(&o.requests, "requests", 500, "requests to relay")
 	flags.IntVar(&o.concurrency, "concurrency", 32, "clients at once")
 	flags.Float64Var(&o.rate, "rate", 0, "requests a second; 0: as fast as they go")
@@ -55,6 +53,9 @@ func demoCommand(ctx context.Context, args []string, getenv func(string) string,
 	}
 	if o.requests < 1 || o.concurrency < 1 || o.concurrency > 10_000 || o.rate < 0 {
 		return usagef("demo: -requests from 1, -concurrency from 1 to 10000 and -rate from 0 are needed")
+	}
+	if o.port < 0 || o.port > 65535 {
+		return usagef("demo: -port %d: a whole number from 0 to 65535 is needed", o.port)
 	}
 	fmt.Fprintln(stdout, "Ledgerline demo: mock upstream → relay → journal → log → balances, usage log, hot counters → verify")
 	dir, err := os.MkdirTemp("", "ledgerline-demo-")

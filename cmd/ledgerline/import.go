@@ -43,17 +43,23 @@ type importCall struct {
 
 // importCommand is `ledgerline import`.
 func importCommand(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	flags := flag.NewFlagSet("import", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("import", "For databases of New API's: what a switch would do, the bills in their logs rated again, or the logs copied. One of -plan, -check-bills, -logs.", stderr)
 	call := &importCall{stdout: stdout, stderr: stderr}
 	flags.BoolVar(&call.asJSON, "json", false, "print JSON")
 	flags.StringVar(&call.from, "from", "", "`DSN` of the database with New API's table logs, as LOG_SQL_DSN would name it; a SQLite file as file:PATH (default: SQL_DSN or SQLITE_PATH)")
 	var names []string
-	chosen, jobs := map[string]*bool{}, map[string]importJob{}
+	chosen, jobs, of := map[string]*bool{}, map[string]importJob{}, map[string]string{}
 	for _, m := range importModes() {
 		names = append(names, "-"+m.name)
 		chosen[m.name] = flags.Bool(m.name, false, m.help)
+		known := map[string]bool{}
+		flags.VisitAll(func(f *flag.Flag) { known[f.Name] = true })
 		jobs[m.name] = m.flags(flags)
+		flags.VisitAll(func(f *flag.Flag) {
+			if !known[f.Name] {
+				of[f.Name] = m.name
+			}
+		})
 	}
 	if err := parseFlags(flags, args); err != nil {
 		return err
@@ -68,9 +74,18 @@ func importCommand(ctx context.Context, args []string, getenv func(string) strin
 	if n != 1 {
 		return usagef("import wants one of %s; see ledgerline import -h", strings.Join(names, ", "))
 	}
+	var stray error
+	flags.Visit(func(f *flag.Flag) {
+		if mode := of[f.Name]; mode != "" && !*chosen[mode] {
+			stray = usagef("import: -%s goes with -%s only", f.Name, mode)
+		}
+	})
+	if stray != nil {
+		return stray
+	}
 	if call.from != "" && !strings.HasPrefix(call.from, "file:") {
 		if err := usagelog.CheckDSN(call.from); err != nil {
-			return usagef("import -from: %s", strings.TrimPrefix(err.Error(), "LOG_SQL_DSN: "))
+			return usagef("import -from: %s", strings.TrimPrefix(err.Error(), "LOG_SQL_DSN: ")+"; a SQLite file is file:PATH")
 		}
 	}
 	var err error

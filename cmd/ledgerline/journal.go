@@ -42,8 +42,7 @@ func journalCommand(ctx context.Context, args []string, getenv func(string) stri
 }
 
 func journalList(args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	flags := flag.NewFlagSet("journal list", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("journal list", "The journals in JOURNAL_DIR and how far each is.", stderr)
 	if err := parseFlags(flags, args); err != nil {
 		return err
 	}
@@ -81,8 +80,7 @@ func journalList(args []string, getenv func(string) string, stdout, stderr io.Wr
 
 // journalReship sends events of a kept journal to the log again: consumers take those that are missing there and skip the rest.
 func journalReship(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	flags := flag.NewFlagSet("journal reship", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("journal reship", "Sends events of a kept journal to the log again; what is there already changes nothing.", stderr)
 	partition := flags.Int("partition", -1, "partition of the hole")
 	producer := flags.String("producer", "", "incarnation whose events are missing")
 	after := flags.Uint64("after", 0, "events with a higher sequence")
@@ -92,7 +90,7 @@ func journalReship(ctx context.Context, args []string, getenv func(string) strin
 	}
 	id, err := ledger.ParseID(*producer)
 	if err != nil {
-		return usagef("journal reship: -producer %q: %v", *producer, err)
+		return usagef("journal reship: -producer %q: %v; journal list shows them", *producer, err)
 	}
 	cfg, err := loadConfig(getenv)
 	if err != nil {

@@ -69,17 +69,22 @@ func commands() []command {
 		{"demo", "the whole pipeline on this machine: mock upstream, real traffic, verify", demoCommand},
 		{"verify", "prove that log, balances, usage log and hot counters agree", verifyCommand},
 		{"replay", "rebuild balances and hot counters, or the usage log, from the log", replayCommand},
-		{"import", "look at a database of New API's before the switch (-plan), or copy its logs (-logs)", importCommand},
+		{"import", "a database of New API's: look at it before the switch (-plan), rate its bills again (-check-bills), copy its logs (-logs)", importCommand},
 		{"secrets", "secrets migrate seals keys in the database; the way back to New API ends there", secretsCommand},
 		{"migrate", "bring the database schemas up to date and leave", migrateCommand},
-		{"rate", "rate recorded requests with given prices and compare the bills", rateCommand},
+		{"rate", "explain one bill line by line, or rate recorded requests with given prices and compare the bills", rateCommand},
 		{"journal", "list the journals, or refill a hole in the log from one", journalCommand},
 		{"bench", "measure the relay beside a bare reverse proxy; bench upstream is a mock upstream", benchCommand},
-		{"version", "print the version", func(_ context.Context, _ []string, _ func(string) string, stdout, _ io.Writer) error {
-			fmt.Fprintln(stdout, version)
-			return nil
-		}},
+		{"version", "print the version", versionCommand},
 	}
+}
+
+func versionCommand(_ context.Context, args []string, _ func(string) string, stdout, stderr io.Writer) error {
+	if err := parseFlags(newFlags("version", "Prints the version.", stderr), args); err != nil {
+		return err
+	}
+	fmt.Fprintln(stdout, version)
+	return nil
 }
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
@@ -89,7 +94,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	} else if len(args) > 0 && (args[0] == "-h" || args[0] == "-help" || args[0] == "--help") {
 		name = "help"
 	} else if len(args) > 0 && (args[0] == "-version" || args[0] == "--version") {
-		name = "version"
+		name, args = "version", args[1:]
 	}
 	for _, c := range commands() {
 		if c.name == name {

@@ -239,7 +239,11 @@ func (n *node) sessionSecret() (string, error) {
 	if n.cfg.SessionSecret != "" {
 		return n.cfg.SessionSecret, nil
 	}
-	n.log.Info("SESSION_SECRET is not set: logins end when this process does, and are not valid on other nodes")
+	level := slog.LevelInfo
+	if n.cfg.RedisURL != "" {
+		level = slog.LevelWarn // it may have neighbours
+	}
+	n.log.Log(context.Background(), level, "SESSION_SECRET is not set: logins end when this process does, and are not valid on other nodes")
 	return console.RandomPassword()
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"io"
 )
@@ -47,8 +46,7 @@ func consumeCommand(ctx context.Context, args []string, getenv func(string) stri
 // adoptLogCommand tells one projection to go on with the log as it is now: after a topic was recreated or truncated, which stops the
 // partition (DESIGN 4, position). What the old log held and the projection has stays in it.
 func adoptLogCommand(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	flags := flag.NewFlagSet("consume -adopt-log", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("consume -adopt-log", "Lets a partition of a projection that stopped go on with the log as it is now, after its topic was made anew or truncated.", stderr)
 	flags.Bool("adopt-log", true, "go on with the log as it is now")
 	projection := flags.String("projection", "", "quota or usagelog")
 	partition := flags.Int("partition", -1, "the stopped partition")
@@ -89,7 +87,7 @@ func adoptLogCommand(ctx context.Context, args []string, getenv func(string) str
 	if err != nil {
 		return fmt.Errorf("adopt the log: %w", err)
 	}
-	fmt.Fprintf(stdout, "%s goes on at offset %d of partition %d.\n", *projection, *offset, *partition)
+	fmt.Fprintf(stdout, "%s goes on at offset %d of partition %d; what it has of the records from there on is not counted again.\n", *projection, *offset, *partition)
 	return nil
 }
 

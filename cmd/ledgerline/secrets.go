@@ -3,10 +3,10 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"ledgerline/ledger/sqlstore"
@@ -14,11 +14,13 @@ import (
 
 // secretsCommand is `ledgerline secrets migrate`.
 func secretsCommand(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	if len(args) > 0 && slices.Contains([]string{"-h", "-help", "--help", "help"}, args[0]) {
+		args = []string{"migrate", "-h"}
+	}
 	if len(args) == 0 || args[0] != "migrate" {
 		return usagef("secrets wants the word migrate: ledgerline secrets migrate [-yes]")
 	}
-	flags := flag.NewFlagSet("secrets migrate", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("secrets migrate", "Seals API keys, management tokens and keys of channels with CRYPTO_SECRET. The way back to New API ends there.", stderr)
 	yes := flags.Bool("yes", false, "do it; without it the command says what it would do")
 	if err := parseFlags(flags, args[1:]); err != nil {
 		return err

@@ -36,8 +36,7 @@ func serveCommand(ctx context.Context, args []string, getenv func(string) string
 }
 
 func serveRole(ctx context.Context, r role, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	flags := flag.NewFlagSet(r.command, flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags(r.command, "", stderr)
 	flags.Usage = func() {
 		fmt.Fprintln(stderr, r.usage)
 		flags.PrintDefaults()
@@ -86,6 +85,19 @@ func serveRole(ctx context.Context, r role, args []string, getenv func(string) s
 	}
 	defer n.close()
 	return n.run(ctx, func(ctx context.Context) error { return n.serve(ctx, ln, stdout) })
+}
+
+// newFlags are the flags of a command, whose -h begins with what the command does.
+func newFlags(name, about string, stderr io.Writer) *flag.FlagSet {
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() {
+		takes := ""
+		flags.VisitAll(func(*flag.Flag) { takes = " [flags]" })
+		fmt.Fprintf(flags.Output(), "usage: ledgerline %s%s\n%s\n", name, takes, about)
+		flags.PrintDefaults()
+	}
+	return flags
 }
 
 // parseFlags parses and turns mistakes into usage errors, which are printed once, by main. The flags are printed if they were asked for.

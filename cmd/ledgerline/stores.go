@@ -224,7 +224,7 @@ func (c *config) usageDSN() string {
 func patiently(ctx context.Context, log *slog.Logger, what string, f func(context.Context) error) error {
 	deadline := time.Now().Add(engineWait)
 	slow := time.AfterFunc(saySlow, func() {
-		log.Warn("waiting", "for", what, "at_most", engineWait)
+		log.Warn("waiting", "for", what, "at_most", engineWait, "error", "no answer yet")
 	})
 	defer slow.Stop()
 	for wait, said := retryStart, false; ; wait = min(2*wait, retryCeiling) {

@@ -26,9 +26,14 @@ func TestMistakesAreNamed(t *testing.T) {
 		{"flag without a command", []string{"-prot"}, nil, []string{"-prot"}},
 		{"argument", []string{"demo", "now"}, nil, []string{`unexpected argument "now"`}},
 		{"demo requests", []string{"demo", "-requests", "0"}, nil, []string{"-requests"}},
+		{"demo port", []string{"demo", "-port", "70000"}, nil, []string{"-port 70000", "0 to 65535"}},
+		{"argument of version", []string{"version", "now"}, nil, []string{`unexpected argument "now"`}},
+		{"verify wait", []string{"verify", "-wait", "-1s"}, nil, []string{"-wait -1s", "from 0"}},
+		{"flag of another mode", []string{"import", "-plan", "-since", "30d"}, nil, []string{"-since", "-check-bills"}},
+		{"place of logs", []string{"import", "-logs", "-from", "old.db"}, nil, []string{"-from", "file:PATH"}},
 		{"replay source", []string{"replay", "-source", "tape"}, nil, []string{`"tape"`, "kafka or usagelog"}},
 		{"journal verb", []string{"journal", "eat"}, nil, []string{`"eat"`, "list", "reship"}},
-		{"no number", nil, map[string]string{"PORT": "http"}, []string{`PORT="http"`, "whole number"}},
+		{"no number", nil, map[string]string{"PORT": "http"}, []string{`PORT="http"`, "a whole number from 0 to 65535"}},
 		{"port too large", nil, map[string]string{"PORT": "70000"}, []string{"PORT=70000", "0 to 65535"}},
 		{"no bool", nil, map[string]string{"BATCH_UPDATE_ENABLED": "perhaps"}, []string{`BATCH_UPDATE_ENABLED="perhaps"`, "true or false"}},
 		{"no duration", nil, map[string]string{"JOURNAL_KEEP": "a while"}, []string{`JOURNAL_KEEP="a while"`, "15m"}},
@@ -37,6 +42,7 @@ func TestMistakesAreNamed(t *testing.T) {
 		{"PostgreSQL", nil, map[string]string{"SQL_DSN": "postgres://u:secret@db/x"}, []string{"SQL_DSN", "PostgreSQL", "MySQL"}},
 		{"ClickHouse as the database", nil, map[string]string{"SQL_DSN": "clickhouse://db:9000/x"}, []string{"SQL_DSN", "LOG_SQL_DSN"}},
 		{"brokers", nil, map[string]string{"KAFKA_BROKERS": "kafka"}, []string{`KAFKA_BROKERS="kafka"`, "host:port"}},
+		{"topic", nil, map[string]string{"KAFKA_TOPIC": "a b"}, []string{`KAFKA_TOPIC="a b"`, "249"}},
 		{"Redis address", nil, map[string]string{"REDIS_CONN_STRING": "http://redis"}, []string{"REDIS_CONN_STRING"}},
 		{"proxies", nil, map[string]string{"TRUSTED_PROXIES": "10.0.0.0/40"}, []string{"TRUSTED_PROXIES", "10.0.0.0/8"}},
 		{"example secret", nil, map[string]string{"SESSION_SECRET": "random_string"}, []string{"SESSION_SECRET", "secret of your own"}},
@@ -98,8 +104,16 @@ func TestHelpAndVersion(t *testing.T) {
 	if v := run(t, command{args: []string{"version"}}); v.code != 0 || strings.TrimSpace(v.stdout) == "" {
 		t.Errorf("version: exit code %d, %q", v.code, v.stdout)
 	}
-	if h := run(t, command{args: []string{"serve", "-h"}}); h.code != 0 || !strings.Contains(h.stdout+h.stderr, "-port") {
-		t.Errorf("serve -h: exit code %d, %q", h.code, h.stdout+h.stderr)
+	if v := run(t, command{args: []string{"--version"}}); v.code != 0 || strings.TrimSpace(v.stdout) == "" {
+		t.Errorf("--version: exit code %d, %q", v.code, v.stdout)
+	}
+	for line, part := range map[string]string{
+		"serve -h": "-port", "verify -h": "-wait", "secrets -h": "-yes", "secrets migrate -h": "-yes", "migrate -h": "up to date", "bench -h": "consumers",
+	} {
+		h := run(t, command{args: strings.Fields(line)})
+		if h.code != 0 || !strings.HasPrefix(h.stdout+h.stderr, "usage: ledgerline ") || !strings.Contains(h.stdout+h.stderr, part) {
+			t.Errorf("%s: exit code %d, %q", line, h.code, h.stdout+h.stderr)
+		}
 	}
 }
 
