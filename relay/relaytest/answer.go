@@ -88,9 +88,12 @@ func (j *job) whole() {
 	j.write(b)
 }
 
-// embed answers with a small vector per input.
+// embed answers with a small vector per input, as numbers or as base64 of little-endian float32, which OpenAI's own clients ask for.
 func (j *job) embed() {
-	n := 1
+	n, vector := 1, "[0.1,0.2,0.3]"
+	if gjson.GetBytes(j.body, "encoding_format").String() == "base64" {
+		vector = `"zczMPc3MTD6amZk+"`
+	}
 	if in := gjson.GetBytes(j.body, "input"); in.IsArray() && in.Get("0").Type != gjson.Number {
 		n = int(in.Get("#").Int())
 	}
@@ -99,7 +102,7 @@ func (j *job) embed() {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = append(strconv.AppendInt(append(b, `{"object":"embedding","index":`...), int64(i), 10), `,"embedding":[0.1,0.2,0.3]}`...)
+		b = append(strconv.AppendInt(append(b, `{"object":"embedding","index":`...), int64(i), 10), `,"embedding":`+vector+`}`...)
 	}
 	b = strconv.AppendQuote(append(b, `],"model":`...), j.rec.Model)
 	j.choices = 0 // nothing is written

@@ -3,9 +3,12 @@ package relaytest
 import (
 	"bufio"
 	"context"
+	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -325,6 +328,11 @@ func TestEmbeddingsAndModels(t *testing.T) {
 			t.Errorf("%s: %s, %v", in, body, err)
 		}
 	}
+	_, body, err := post(t, s, "/v1/embeddings", "prompt=6", `{"model":"e","input":"x","encoding_format":"base64"}`)
+	vector, bad := base64.StdEncoding.DecodeString(gjson.Get(body, "data.0.embedding").String())
+	if err != nil || bad != nil || len(vector) != 3*4 || math.Float32frombits(binary.LittleEndian.Uint32(vector)) != 0.1 {
+		t.Errorf("base64: %s, %v %v", body, err, bad)
+	}
 	rec := httptest.NewRecorder()
 	s.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v1/models", nil))
 	if got := gjson.Get(rec.Body.String(), "data.0.id").String(); got != "a" {
@@ -332,7 +340,7 @@ func TestEmbeddingsAndModels(t *testing.T) {
 	}
 	rec = httptest.NewRecorder()
 	s.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/oracle", nil))
-	if gjson.Get(rec.Body.String(), "requests").Int() != 4 || gjson.Get(rec.Body.String(), "prompt").Int() != 24 {
+	if gjson.Get(rec.Body.String(), "requests").Int() != 5 || gjson.Get(rec.Body.String(), "prompt").Int() != 30 {
 		t.Errorf("%s", rec.Body)
 	}
 }
