@@ -26,6 +26,7 @@ type plan struct {
 	ChannelTypes []channelTypePlan `json:"channel_types"`
 	Steps        []string          `json:"steps"`
 	counters     bool              // hold counters against logs
+	sealed       bool              // secrets were migrated
 }
 
 // logsPlan is where New API's logs are, and what becomes of them.
@@ -71,6 +72,13 @@ func (p *plan) look(ctx context.Context, c *importCall) error {
 	if p.Survey, err = db.Survey(ctx, spent); err != nil {
 		return fmt.Errorf("plan: %w", err)
 	}
+	if p.State == sqlstore.StateAdopted {
+		back, err := db.WayBack(ctx)
+		if err != nil {
+			return fmt.Errorf("plan: %w", err)
+		}
+		p.sealed = !back
+	}
 	p.lookAtChannels()
 	p.lookAtOptions()
 	for _, name := range c.cfg.unused {
@@ -110,8 +118,8 @@ func (p *plan) lookAtLogs(ctx context.Context, c *importCall) (*sqlstore.LogSums
 			_ = same.Close()
 		}
 	}
-	if !p.counters {
-		return nil, nil //nolint:nilnil // as asked
+	if !p.counters || p.Logs.Rows == 0 {
+		return nil, nil //nolint:nilnil // as asked, or nothing to hold against
 	}
 	spent := &sqlstore.LogSums{}
 	for column, into := range map[string]*map[int64]sqlstore.LogSum{"user_id": &spent.Users, "token_id": &spent.Tokens, "channel_id": &spent.Channels} {
@@ -173,7 +181,8 @@ func (p *plan) steps() (steps []string) {
 		say("serve makes its tables and the user root: the database has none of New API's")
 		return steps
 	case sqlstore.StateOwn:
-		say("nothing: Ledgerline made this database itself")
+		say("nothing: Ledgerline made this database itself, and New API could not check its passwords")
+		return steps
 	case sqlstore.StateAdopted:
 		say("nothing new: the database is taken over already")
 	case sqlstore.StateNewAPI:
@@ -189,6 +198,10 @@ func (p *plan) steps() (steps []string) {
 		say("the %d rows of logs are shown where they are; ledgerline import -logs has nothing to do", l.Rows)
 	default:
 		say("the %d rows of logs are shown after ledgerline import -logs, which copies them", l.Rows)
+	}
+	if p.sealed {
+		say("keys are sealed (ledgerline secrets migrate): New API cannot be started again")
+		return steps
 	}
 	say("keys stay in plain text and passwords bcrypt, so that New API can be started again; users.quota, used_quota, request_count, tokens.remain_quota, used_quota, accessed_time and channels.used_quota are kept current")
 	return steps
