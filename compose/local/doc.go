@@ -5,7 +5,7 @@
 //	go run ./compose/local up               start them for a person (make up), print and store the environment for ledgerline
 //	                                        -topology sentinel or cluster: three Kafka nodes, and Redis with a replica and
 //	                                        three sentinels, or a Redis Cluster of three; -nodes BINARY: a master, two slaves
-//	                                        and nginx, too, as in compose.yaml
+//	                                        and nginx, too, as in compose.yaml; each topology has data of its own
 //	go run ./compose/local status           say which of them run
 //	go run ./compose/local down [-wipe]     end exactly those processes (make down); -wipe removes their data
 //	go run ./compose/local run -- COMMAND   start fresh ones, run COMMAND with TEST_KAFKA_BROKERS, TEST_MYSQL_DSN,

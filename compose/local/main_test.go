@@ -156,7 +156,8 @@ func TestUpAndDown(t *testing.T) {
 }
 
 // The cluster topologies run as processes: three Kafka nodes, Redis with sentinels or as a cluster, three nodes and nginx. A
-// second up leaves them alone, and another topology is refused while they run.
+// second up leaves them alone, and another topology is refused while they run. Afterwards it starts in the same folder, with data of its
+// own, also from a shell that has the environment of the one before; and down ends it before a broker has waited for one that is gone.
 func TestUpTopologies(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: needs the real engines")
@@ -165,29 +166,25 @@ func TestUpTopologies(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "ledgerline/cmd/ledgerline").CombinedOutput(); err != nil {
 		t.Fatalf("build the program: %v\n%s", err, out)
 	}
+	dir := t.TempDir()
+	t.Cleanup(func() {
+		if err := down(dir, true, io.Discard); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Setenv("REDIS_MASTER_NAME", redisMaster)
 	for topology, want := range map[string]map[string]int{
-		sentinel: {"kafka": 3, "mariadb": 1, "redis": 2, "redis-sentinel": 3, "clickhouse": 1},
+		sentinel: {"kafka": 3, "mariadb": 1, "redis": 2, "redis-sentinel": 3, "clickhouse": 1, "master": 1, "slave1": 1, "slave2": 1, "nginx": 1},
 		cluster:  {"kafka": 3, "mariadb": 1, "redis": 3, "clickhouse": 1, "master": 1, "slave1": 1, "slave2": 1, "nginx": 1},
 	} {
-		dir := t.TempDir()
-		t.Cleanup(func() {
-			if err := down(dir, true, io.Discard); err != nil {
-				t.Error(err)
-			}
-		})
-		args := []string{"up", "-topology", topology, "-dir", dir}
-		nodes := want["nginx"] > 0
-		if nodes {
-			args = append(args, "-nodes", binary)
-		}
+		args := []string{"up", "-topology", topology, "-dir", dir, "-nodes", binary}
 		out, log, err := local(t, os.Getenv, args...)
 		if err != nil {
 			t.Fatalf("%v\n%s", err, log)
 		}
-		if nodes {
-			inFront(t, out)
-		} else if !strings.Contains(out, "REDIS_MASTER_NAME=") {
-			t.Errorf("up did not print Sentinel's name:\n%s", out)
+		inFront(t, out)
+		if named := strings.Contains(out, "REDIS_MASTER_NAME="+redisMaster+"\n"); named != (topology == sentinel) {
+			t.Errorf("%s: up printed Sentinel's name: %v\n%s", topology, named, out)
 		}
 		first, err := load(dir)
 		got := map[string]int{}
@@ -206,14 +203,24 @@ func TestUpTopologies(t *testing.T) {
 		if second, err := load(dir); err != nil || len(second) != len(first) {
 			t.Errorf("a second up: %d processes, %d before, %v", len(second), len(first), err)
 		}
-		if err := down(dir, true, io.Discard); err != nil {
+		began := time.Now()
+		if err := down(dir, false, io.Discard); err != nil {
 			t.Error(err)
+		}
+		if took := time.Since(began); took > 25*time.Second {
+			t.Errorf("%s: down took %v", topology, took)
 		}
 		for _, r := range first {
 			if r.Process.Running() {
 				t.Errorf("%s still runs after down", r.Name)
 			}
 		}
+	}
+	if err := down(dir, true, io.Discard); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("down -wipe left %v, %v", left, err)
 	}
 }
 

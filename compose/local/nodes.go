@@ -98,7 +98,7 @@ func addressesOf(records []record, names []string) (list []string) {
 
 // sessionSecret is one for all nodes, kept so that logins outlive a restart.
 func sessionSecret(dir string) (string, error) {
-	file := filepath.Join(dir, "session-secret")
+	file := filepath.Join(dir, secretFile)
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		text = []byte(rand.Text())

@@ -48,6 +48,8 @@ func groupsOf(topology string) []group {
 		case topology != single && kind == engines.Kafka:
 			g.start = func(ctx context.Context, o engines.Options) ([]*engines.Server, error) {
 				const brokers = 3
+				// All end together (down), and the last would wait for a majority of controllers that is not there to grant its leave.
+				o.Args = append(slices.Clone(o.Args), "controlled.shutdown.enable=false")
 				return engines.StartKafkaCluster(ctx, brokers, o)
 			}
 		case topology == sentinel && kind == engines.Redis:
@@ -105,13 +107,15 @@ func startSentinels(ctx context.Context, o engines.Options) (all []*engines.Serv
 	return all, nil
 }
 
-// launch starts a group as processes that outlive this one. Redis keeps nothing, and the files of a cluster or of
-// sentinels speak of the ports before.
+// launch starts a group as processes that outlive this one. Redis keeps nothing, and the files of a cluster (in redis1 and so on)
+// or of sentinels speak of the ports before.
 func launch(ctx context.Context, cache *engines.Cache, dir string, g group) ([]record, error) {
 	folder := filepath.Join(dir, string(g.kind))
 	if g.kind == engines.Redis {
-		if err := os.RemoveAll(folder); err != nil {
-			return nil, fmt.Errorf("clear Redis's folder: %w", err)
+		for _, name := range []string{folder, folder + "1", folder + "2", folder + "3"} {
+			if err := os.RemoveAll(name); err != nil {
+				return nil, fmt.Errorf("clear Redis's folder: %w", err)
+			}
 		}
 	}
 	servers, err := g.start(ctx, engines.Options{Cache: cache, Dir: folder, Detach: true})
@@ -145,15 +149,15 @@ func addresses(records []record, name string) (list []string) {
 	return list
 }
 
-// redisEnvironment is how ledgerline finds Redis.
+// redisEnvironment is how ledgerline finds Redis. Sentinel's name is always said: a shell may still have that of another topology.
 func redisEnvironment(topology string, records []record) []string {
 	switch topology {
 	case sentinel:
 		return []string{"REDIS_CONN_STRING=redis://" + strings.Join(addresses(records, "redis-sentinel"), ","), "REDIS_MASTER_NAME=" + redisMaster}
 	case cluster:
-		return []string{"REDIS_CONN_STRING=redis://" + strings.Join(addresses(records, "redis"), ",")}
+		return []string{"REDIS_CONN_STRING=redis://" + strings.Join(addresses(records, "redis"), ","), "REDIS_MASTER_NAME="}
 	}
-	return []string{"REDIS_CONN_STRING=redis://" + addresses(records, "redis")[0] + "/0"}
+	return []string{"REDIS_CONN_STRING=redis://" + addresses(records, "redis")[0] + "/0", "REDIS_MASTER_NAME="}
 }
 
 func checkTopology(topology string) error {

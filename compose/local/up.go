@@ -30,6 +30,12 @@ var ports = map[engines.Kind]int{
 	engines.ClickHouse: 18123,
 }
 
+// topologyFile notes what runs or ran last; secretFile keeps the secret of logins, see sessionSecret.
+const (
+	topologyFile = "topology"
+	secretFile   = "session-secret"
+)
+
 // database is the name of the one that `up` makes for ledgerline in MySQL and ClickHouse.
 const database = "ledgerline"
 
@@ -44,6 +50,14 @@ type record struct {
 
 func recordFile(dir string) string { return filepath.Join(dir, "running.json") }
 func envFile(dir string) string    { return filepath.Join(dir, "env") }
+
+// dataDir is where the data of a topology lies: each has its own, for a database speaks of the log that it was built from.
+func dataDir(dir, topology string) string {
+	if topology == single {
+		return dir
+	}
+	return filepath.Join(dir, topology)
+}
 
 // load reads the record; none is an empty one.
 func load(dir string) ([]record, error) {
@@ -99,11 +113,11 @@ func up(ctx context.Context, cache *engines.Cache, o upOptions, out io.Writer) e
 	}
 	end := "Start Ledgerline on them with:\n  set -a; . " + envFile(o.dir) + "; set +a; go run ./cmd/ledgerline\n"
 	if o.binary != "" {
-		records, err = startNodes(ctx, cache, o.dir, o.binary, env, records)
+		records, err = startNodes(ctx, cache, dataDir(o.dir, o.topology), o.binary, env, records)
 		if err := errors.Join(err, store(o.dir, records)); err != nil {
 			return err
 		}
-		end = "Clients go to http://" + addresses(records, "nginx")[0] + "\n" + rootPassword(o.dir)
+		end = "Clients go to http://" + addresses(records, "nginx")[0] + "\n" + rootPassword(dataDir(o.dir, o.topology))
 	}
 	if err := status(o.dir, out); err != nil {
 		return err
@@ -133,7 +147,7 @@ func startEngines(ctx context.Context, cache *engines.Cache, o upOptions) ([]rec
 		}
 		records = slices.DeleteFunc(records, func(r record) bool { return r.Kind == g.kind })
 		all.Go(func() error {
-			more, err := launch(ctx, cache, o.dir, g)
+			more, err := launch(ctx, cache, dataDir(o.dir, o.topology), g)
 			mu.Lock()
 			defer mu.Unlock()
 			records = append(records, more...)
@@ -158,7 +172,7 @@ func keepTopology(o upOptions) error {
 	if err := checkTopology(o.topology); err != nil {
 		return err
 	}
-	file := filepath.Join(o.dir, "topology")
+	file := filepath.Join(o.dir, topologyFile)
 	records, err := load(o.dir)
 	if err != nil {
 		return err
@@ -234,15 +248,21 @@ func status(dir string, out io.Writer) error {
 	return nil
 }
 
-// down ends the processes on record and nothing else, nodes before engines.
+// down ends the processes on record and nothing else: nginx, then nodes, then engines, each rank at once, for brokers that end one
+// after the other wait for those that are gone.
 func down(dir string, wipe bool, out io.Writer) error {
 	records, err := load(dir)
 	if err != nil {
 		return err
 	}
-	slices.SortStableFunc(records, func(a, b record) int { return rank(a.Kind) - rank(b.Kind) })
-	for _, r := range records {
-		if err := r.Process.Stop(); err != nil {
+	for rank := range len(ranks) + 1 {
+		var all errgroup.Group
+		for _, r := range records {
+			if rankOf(r.Kind) == rank {
+				all.Go(r.Process.Stop)
+			}
+		}
+		if err := all.Wait(); err != nil {
 			return err
 		}
 	}
@@ -254,18 +274,24 @@ func down(dir string, wipe bool, out io.Writer) error {
 	if !wipe {
 		return status(dir, out)
 	}
-	for _, kind := range append(slices.Clone(engines.Kinds), nodesKind, nginxKind) {
-		if err := os.RemoveAll(filepath.Join(dir, string(kind))); err != nil {
-			return fmt.Errorf("remove the data of %s: %w", kind, err)
+	names := []string{topologyFile, secretFile, string(nodesKind), string(nginxKind), sentinel, cluster}
+	for _, kind := range engines.Kinds {
+		names = append(names, string(kind))
+	}
+	for _, name := range names {
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("remove the data in %s: %w", name, err)
 		}
 	}
 	return status(dir, out)
 }
 
-// rank orders kinds by when they are ended.
-func rank(kind engines.Kind) int {
-	if i := slices.Index([]engines.Kind{nginxKind, nodesKind}, kind); i >= 0 {
+// ranks are the kinds that end before the engines, in order.
+var ranks = []engines.Kind{nginxKind, nodesKind}
+
+func rankOf(kind engines.Kind) int {
+	if i := slices.Index(ranks, kind); i >= 0 {
 		return i
 	}
-	return len(engines.Kinds)
+	return len(ranks)
 }
