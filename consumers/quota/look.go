@@ -29,7 +29,7 @@ func (s *Sink) Look(ctx context.Context, partition int) error {
 	}
 	now := s.now()
 	strangers := w.strangers(&st, producers, now)
-	inStep := st.Present && !st.Foreign && st.Open && st.Done == w.offset && !holdsGone(producers, &st) && len(strangers) == 0
+	inStep := st.Present && !st.Foreign && st.Open && st.Done == w.offset && st.Floor <= w.offset && !holdsGone(producers, &st) && len(strangers) == 0
 	if inStep && now.Sub(w.checked) < positionFresh {
 		return nil
 	}
@@ -94,9 +94,9 @@ func (s *Sink) lost(ctx context.Context, st *ledger.Counters, my *sqlstore.Parti
 	case st.Done < my.Offset && st.Done < my.LastFrom:
 		// The database no longer says what it skipped below its last range.
 		return "they are further behind than the last flush", nil
-	case st.Done <= my.Offset:
+	case st.Done <= my.Offset && st.Floor <= my.Offset:
 		return "", nil
-	case my.LastFrom == my.LastTo:
+	case st.Done > my.Offset && my.LastFrom == my.LastTo:
 		return "the log was adopted behind them", nil
 	}
 	// A database that was restored to an older state applies again what the counters have. A log that was truncated or made anew does
@@ -105,7 +105,7 @@ func (s *Sink) lost(ctx context.Context, st *ledger.Counters, my *sqlstore.Parti
 	if err != nil {
 		return "", fmt.Errorf("read the end of the log: %w", err)
 	}
-	if st.Done > end {
+	if st.Done > end || st.Floor > end { // accounts are loaded from the floor on: without what it waits for, none is
 		return "they are beyond the end of the log", nil
 	}
 	return "", nil

@@ -563,6 +563,30 @@ func TestAnotherLogBehindTheCounters(t *testing.T) {
 	})
 }
 
+// The log lost its last records after an epoch had waited for them, and the database was not so far yet, so nothing stops it. No account
+// could be loaded until others had filled the gap, and those need accounts.
+func TestLogEndsBelowTheFloor(t *testing.T) {
+	onEngines(t, func(r *rig) {
+		n := r.node(1)
+		for range 4 {
+			n.put(credit(1, 100))
+		}
+		r.flush(r.sink, 2)
+		epoch := r.openEpoch(n)
+		r.look(r.sink)
+		if st := r.state(); st.Epoch != epoch || st.Floor != 4 {
+			t.Fatalf("while the database is on its way there is %+v", st)
+		}
+		r.log.records = r.log.records[:3]
+		r.flushOnly(3)
+		if r.openEpoch(n) == epoch {
+			t.Fatal("the epoch goes on with its floor beyond the end of the log")
+		}
+		r.load(theUser)
+		r.inStep(nil, theUser)
+	})
+}
+
 func TestNothingOpensWithoutTheDatabase(t *testing.T) {
 	r := localRig(t)
 	r.begin()
