@@ -187,8 +187,8 @@ func (d *chunks) trailer(b byte) error {
 	switch {
 	case d.state == inTrailerStart && b == '\r':
 		d.state = inEnd
-	case d.state == inTrailerStart && b == '\n':
-		return errFraming
+	case d.state == inTrailerStart && b == '\n': // net/http takes line feeds alone here, too
+		return io.EOF
 	case b == '\n':
 		d.state = inTrailerStart
 	default:
