@@ -16,13 +16,16 @@ const (
 	setupVersion = "ledgerline"
 )
 
-// EnsureRoot makes the first user, named root, with a password hash, if there is no user at all, deleted ones included, and notes that
-// the installation is set up. Its first call also notes whether New API's users were there before (Adopted). Call it
-// after InitLog, on a master; two at once do no harm.
-func (s *Store) EnsureRoot(ctx context.Context, hash string) (created bool, err error) {
+// EnsureRoot makes the first user, named root, if there is no user at all, deleted ones included, and notes that the installation is
+// set up. hash returns the hash of its password; it is called only to make the user, perhaps more than once. The first call also
+// notes whether New API's users were there before (Adopted). Call it after InitLog, on a master; two at once do no harm.
+func (s *Store) EnsureRoot(ctx context.Context, hash func() (string, error)) (created bool, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
-		created, err = tx.ensureRoot(ctx, NewUser{
-			Username: "root", DisplayName: "Root User", Password: hash, Role: RoleRoot, Quota: rootQuota, Note: "first start",
+		created, err = tx.ensureRoot(ctx, func() (NewUser, error) {
+			password, err := hash()
+			return NewUser{
+				Username: "root", DisplayName: "Root User", Password: password, Role: RoleRoot, Quota: rootQuota, Note: "first start",
+			}, err
 		})
 		return err
 	})
@@ -35,7 +38,7 @@ func (s *Store) EnsureRoot(ctx context.Context, hash string) (created bool, err 
 	return created, nil
 }
 
-func (tx *Tx) ensureRoot(ctx context.Context, root NewUser) (created bool, err error) {
+func (tx *Tx) ensureRoot(ctx context.Context, root func() (NewUser, error)) (created bool, err error) {
 	// The counter row of the change log is there since the migration: whoever holds it is alone here.
 	if _, err := tx.lastChange(ctx, tx.ForUpdate()); err != nil {
 		return false, err
@@ -55,7 +58,11 @@ func (tx *Tx) ensureRoot(ctx context.Context, root NewUser) (created bool, err e
 		return false, err
 	}
 	if users == 0 {
-		if _, _, err := tx.createUser(ctx, root); err != nil {
+		first, err := root()
+		if err != nil {
+			return false, err
+		}
+		if _, _, err := tx.createUser(ctx, first); err != nil {
 			return false, err
 		}
 	}
@@ -93,8 +100,10 @@ func (s *Store) SetUp(ctx context.Context) (done, root bool, err error) {
 // SetUpRoot is the set-up by hand: it makes the first user under a chosen name and stores options. ErrExists: it was done before.
 func (s *Store) SetUpRoot(ctx context.Context, name, hash string, options map[string]string) error {
 	err := s.Tx(ctx, func(tx *Tx) error {
-		created, err := tx.ensureRoot(ctx, NewUser{
-			Username: name, DisplayName: "Root User", Password: hash, Role: RoleRoot, Quota: rootQuota, Note: "set-up",
+		created, err := tx.ensureRoot(ctx, func() (NewUser, error) {
+			return NewUser{
+				Username: name, DisplayName: "Root User", Password: hash, Role: RoleRoot, Quota: rootQuota, Note: "set-up",
+			}, nil
 		})
 		if err != nil {
 			return err

@@ -77,9 +77,7 @@ func newSite(t testing.TB) *site {
 	t.Cleanup(func() { check(t, log.Close()) })
 	check(t, log.Migrate(t.Context()))
 	s := &site{t: t, store: store, log: log, clock: clk, seqs: map[int]uint64{}}
-	hash, err := HashPassword("rootpass1")
-	check(t, err)
-	_, err = store.EnsureRoot(t.Context(), hash)
+	_, err = store.EnsureRoot(t.Context(), func() (string, error) { return HashPassword("rootpass1") })
 	check(t, err)
 	s.apply()
 	s.catalog = catalog.New(store, time.Hour, slog.New(slog.DiscardHandler))
