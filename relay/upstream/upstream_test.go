@@ -45,12 +45,12 @@ func TestPlaces(t *testing.T) {
 
 // Both ways send the same request.
 func TestSameRequest(t *testing.T) {
-	var got string
+	got := make(chan string, 1)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		h := r.Header
 		h.Del("Te") // what sends the second call through http.Transport
-		got = fmt.Sprintln(r.Method, r.RequestURI, r.Host, r.ContentLength, h, string(body))
+		got <- fmt.Sprintln(r.Method, r.RequestURI, r.Host, r.ContentLength, h, string(body))
 		_, _ = w.Write([]byte("{}"))
 	}))
 	defer server.Close()
@@ -67,7 +67,7 @@ func TestSameRequest(t *testing.T) {
 		if body, err := ReadAnswer(resp, 100); err != nil || string(body) != "{}" {
 			t.Errorf("the answer is %q, %v", body, err)
 		}
-		return got
+		return <-got
 	}
 	for _, c := range []struct {
 		channel *catalog.Channel

@@ -72,16 +72,20 @@ func (b *body) Read(p []byte) (int, error) {
 
 // fill reads what came with the head first, and what else is there behind it.
 func (b *body) fill(p []byte) (int, error) {
-	if b.conn.in.Buffered() == 0 {
-		return b.conn.net.Read(p) //nolint:wrapcheck // io.EOF has to stay io.EOF
+	n := b.conn
+	if n.buffered() == 0 {
+		if n.heads != nil && b.written == nil {
+			n.giveHeads()
+		}
+		return n.net.Read(p) //nolint:wrapcheck // io.EOF has to stay io.EOF
 	}
-	n, err := b.conn.in.Read(p)
-	if err == nil && n < len(p) {
+	k, err := n.heads.in.Read(p)
+	if err == nil && k < len(p) {
 		var more int
-		more, err = b.conn.more(p[n:])
-		n += more
+		more, err = n.more(p[k:])
+		k += more
 	}
-	return n, err //nolint:wrapcheck // io.EOF has to stay io.EOF
+	return k, err //nolint:wrapcheck // io.EOF has to stay io.EOF
 }
 
 // Buffered returns how many bytes of the answer came with its head: above 0, the next read does not wait.
@@ -89,7 +93,7 @@ func (b *body) Buffered() int {
 	if b.conn == nil {
 		return 0
 	}
-	return b.conn.in.Buffered()
+	return b.conn.buffered()
 }
 
 // unframe leaves the payload in front of raw. io.EOF is the end of the body, whole.
@@ -128,13 +132,16 @@ func (b *body) Close() error {
 func (b *body) end(err error) error {
 	n := b.conn
 	whole := errors.Is(err, io.EOF)
-	keep := b.stop() && whole && b.keep && n.in.Buffered() == 0
+	keep := b.stop() && whole && b.keep && n.buffered() == 0
 	if b.written != nil {
 		failed, timely := b.sent(whole)
 		keep = keep && timely && failed == nil
 		if errors.Is(err, errNoAnswer) && timely && failed != nil {
 			err = failed // it says why none came
 		}
+	}
+	if n.heads != nil {
+		n.giveHeads()
 	}
 	b.conn = nil
 	if keep {

@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -36,8 +37,9 @@ type Config struct {
 
 // Client sends requests. It is safe for use by many goroutines.
 type Client struct {
-	cfg  Config
-	pool pool
+	cfg   Config
+	pool  pool
+	heads sync.Pool // of *heads
 }
 
 // New builds a client.
