@@ -139,16 +139,16 @@ func New(cfg Config) *Server {
 	return s
 }
 
-// Mount adds the relay's routes.
+// Mount adds the relay's routes. Answers go to net/http's own writer: echo's, which wraps it, tells nobody that a flush failed.
 func (s *Server) Mount(e *echo.Echo) {
 	for _, ep := range []dialect.Endpoint{dialect.ChatCompletions, dialect.Completions, dialect.Embeddings} {
 		e.POST(ep.Path(), func(c echo.Context) error {
-			s.serve(c.Response(), c.Request(), ep)
+			s.serve(c.Response().Writer, c.Request(), ep)
 			return nil
 		})
 	}
 	e.POST("/v1/engines/:model/embeddings", func(c echo.Context) error {
-		s.serve(c.Response(), c.Request(), dialect.Embeddings)
+		s.serve(c.Response().Writer, c.Request(), dialect.Embeddings)
 		return nil
 	})
 	e.GET("/v1/models", func(c echo.Context) error { s.listModels(c.Response(), c.Request()); return nil })

@@ -29,6 +29,7 @@ type streaming struct {
 	scan    *sse.Scanner
 	batch   sse.Batch
 	watch   *watchdog
+	room    *readRoom
 	held    []byte // events kept back until the usage event is durable
 	checkAt int64  // guessed tokens at which the hold is extended
 	countAt int64  // bytes of text at which it is counted again, once the hold is final
@@ -69,16 +70,32 @@ func (w *watchdog) read(r io.Reader, buf []byte, patience time.Duration) (int, e
 // stream relays a stream byte-exact, flushed per upstream read, and keeps its last events back until the usage event is
 // durable (L1).
 func (x *exchange) stream(ctx context.Context, cancel context.CancelFunc, resp *http.Response) {
+	st := x.newStreaming(cancel, resp.Body)
+	defer st.watch.timer.Stop()
+	defer st.room.release()
+	st.relay(ctx, resp.Body)
+	cancel() // the upstream stops producing what nobody will get
+	st.finish()
+}
+
+// newStreaming waits for the open record: nothing goes out before (L1). What comes meanwhile is read in one piece.
+//
+// It is apart from stream, and relay from both: what a waiting stream has on its stack is kept small, for a few hundred bytes more
+// double it, from 8 to 16 KB.
+func (x *exchange) newStreaming(cancel context.CancelFunc, from io.Reader) *streaming {
 	st := &streaming{
 		x: x, scan: sse.NewScanner(x.s.cfg.MaxEvent), meter: meter.New(x.meterConfig()), watch: newWatchdog(cancel),
 	}
-	defer st.watch.timer.Stop()
 	st.planExtension()
-	// Nothing goes out before (L1). What comes meanwhile is read in one piece.
 	st.recorded()
-	known, ok := resp.Body.(interface{ Buffered() int })
-	room := newReadRoom(&x.s.spare, ok && known.Buffered() > 0)
-	defer room.release()
+	known, ok := from.(interface{ Buffered() int })
+	st.room = newReadRoom(&x.s.spare, ok && known.Buffered() > 0)
+	return st
+}
+
+// relay passes on what comes until the stream ends, on either side.
+func (st *streaming) relay(ctx context.Context, from io.Reader) {
+	x := st.x
 	patience, until := x.s.cfg.StreamingTimeout, time.Time{}
 	for st.going() {
 		if st.done {
@@ -87,8 +104,8 @@ func (x *exchange) stream(ctx context.Context, cancel context.CancelFunc, resp *
 			}
 			patience = time.Until(until)
 		}
-		buf := *room.buf
-		n, err := st.watch.read(resp.Body, buf[unfinishedRoom:], patience)
+		buf := *st.room.buf
+		n, err := st.watch.read(from, buf[unfinishedRoom:], patience)
 		if n > 0 {
 			if ferr := st.scan.FeedBehind(buf[:unfinishedRoom+n], unfinishedRoom); ferr != nil {
 				x.s.log.Warn("an upstream's event is larger than allowed; the stream ends", "request", x.id, "channel", x.channel.ID)
@@ -97,14 +114,12 @@ func (x *exchange) stream(ctx context.Context, cancel context.CancelFunc, resp *
 			}
 			st.pump(ctx)
 		}
-		room.took(n)
+		st.room.took(n)
 		if err != nil {
 			st.gone = st.gone || !errors.Is(err, io.EOF) && x.r.Context().Err() != nil
 			break
 		}
 	}
-	cancel() // the upstream stops producing what nobody will get
-	st.finish()
 }
 
 func (st *streaming) going() bool {
