@@ -102,10 +102,15 @@ func (p *profile) end() error {
 	pprof.StopCPUProfile()
 	var after runtime.MemStats
 	runtime.ReadMemStats(&after)
-	text := fmt.Sprintf("allocations %d\nbytes %d\ncollections %d\nwaited for mutexes, ns %d\nheap in use %d\nstacks in use %d\n",
-		after.Mallocs-p.before.Mallocs, after.TotalAlloc-p.before.TotalAlloc, after.NumGC-p.before.NumGC, mutexWait()-p.waited,
-		after.HeapInuse, after.StackInuse)
-	if err := errors.Join(p.cpu.Close(), writeProfile(p.path+".allocs", "allocs"), writeProfile(p.path+".mutex", "mutex")); err != nil {
+	text := fmt.Sprintf("allocations %d\nbytes %d\ncollections %d\nwaited for mutexes, ns %d\n",
+		after.Mallocs-p.before.Mallocs, after.TotalAlloc-p.before.TotalAlloc, after.NumGC-p.before.NumGC, mutexWait()-p.waited)
+	text += fmt.Sprintf("heap in use %d\nheap kept beside %d\nstacks in use %d\nruntime %d\n", after.HeapInuse, after.HeapIdle-after.HeapReleased,
+		after.StackSys, after.MSpanSys+after.MCacheSys+after.BuckHashSys+after.GCSys+after.OtherSys)
+	err := errors.Join(p.cpu.Close(), writeProfile(p.path+".allocs", "allocs"), writeProfile(p.path+".mutex", "mutex"), writeProfile(p.path+".goroutines", "goroutine"))
+	runtime.GC() // so that what lives can be told from what waits to be collected
+	runtime.ReadMemStats(&after)
+	text += fmt.Sprintf("heap alive %d\nstacks alive %d\ngoroutines %d\n", after.HeapAlloc, after.StackInuse, runtime.NumGoroutine())
+	if err := errors.Join(err, writeProfile(p.path+".heap", "heap")); err != nil {
 		return err
 	}
 	return os.WriteFile(p.path+".memory", []byte(text), 0o600)

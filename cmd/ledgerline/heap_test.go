@@ -10,9 +10,24 @@ import (
 )
 
 func TestHeapPercent(t *testing.T) {
-	for live, want := range map[uint64]int{0: 1500, 16 << 20: 300, 32 << 20: 100, 1 << 30: 100} {
-		if got := heapPercent(live); got != want {
-			t.Errorf("heapPercent(%d) = %d, want %d", live, got, want)
+	const mb = 1 << 20
+	for _, c := range []struct {
+		what string
+		heapState
+		room float64 // for garbage, MB
+	}{
+		{"before the first collection", heapState{}, 12},
+		{"idle", heapState{live: 10 * mb, stacks: 2 * mb}, 12},
+		{"idle, a large catalog", heapState{live: 400 * mb, stacks: 2 * mb}, 100},
+		{"some requests", heapState{live: 20 * mb, stacks: 2 * mb, pace: 10 * mb}, 30},
+		{"under load", heapState{live: 14 * mb, stacks: 2 * mb, pace: 300 * mb}, 50},
+		{"many streams, under load", heapState{live: 50 * mb, stacks: 20 * mb, pace: 300 * mb}, 50},
+		{"a large catalog, under load", heapState{live: 400 * mb, stacks: 2 * mb, pace: 300 * mb}, 400},
+	} {
+		// The runtime leaves room for GOGC percent of what lives, stacks included.
+		room := float64(c.percent()) / 100 * max(c.live+c.stacks, 4*mb) / mb
+		if room < 0.95*c.room || room > c.room {
+			t.Errorf("%s: room for %.1f MB of garbage, want %.1f", c.what, room, c.room)
 		}
 	}
 }
