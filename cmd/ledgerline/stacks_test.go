@@ -21,7 +21,7 @@ import (
 // A stream that waits for its upstream has 8 KB of stack, and 2 KB for net/http's watch over the client: some hundred bytes deeper on
 // the way to it, and the runtime doubles the 8.
 func TestStackOfAStream(t *testing.T) {
-	const streams, most = 300, 12 << 10
+	const streams, most = 300, 15 << 10
 	up, err := listen(t.Context(), 0)
 	check(t, err)
 	defer up.Close()
