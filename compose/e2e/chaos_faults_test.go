@@ -436,8 +436,13 @@ func (g *stage) cutOff(p *proxy) {
 	p.target(to)
 }
 
-func (g *stage) relayWithoutRedis() { g.cutOff(g.lines[g.pick(g.relays)].redis) }
-func (g *stage) nodeWithoutMySQL()  { g.cutOff(g.lines[g.pick(g.nodes)].mysql) }
+// relayWithoutRedis begins when nobody is about to be given up: a relay that lives and cannot report holds up an epoch for a minute.
+func (g *stage) relayWithoutRedis() {
+	g.beating()
+	g.cutOff(g.lines[g.pick(g.relays)].redis)
+}
+
+func (g *stage) nodeWithoutMySQL() { g.cutOff(g.lines[g.pick(g.nodes)].mysql) }
 
 // cutEverywhere closes all connections between nodes and engines, again and again.
 func (g *stage) cutEverywhere() {

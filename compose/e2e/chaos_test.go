@@ -16,6 +16,7 @@ var (
 	chaosFor   = flag.Duration("chaos.for", 0, "how long TestChaos goes on beginning rounds of all faults; 0: one round of the excerpt")
 	chaosOnly  = flag.String("chaos.only", "", "only the faults of TestChaos whose names contain this")
 	chaosTable = flag.Bool("chaos.table", false, "write the table of what TestChaos tried into README.md")
+	chaosFrom  = flag.String("chaos.from", "HEAD~1", "the commit that TestRollingUpdate updates from")
 )
 
 // excerptSeed is the excerpt's, so that two changes are judged by the same faults in the same order. New ones are make chaos's to find.

@@ -7,12 +7,12 @@ import (
 	"testing"
 )
 
-// previous builds the program of the commit before this one.
+// previous builds the program of the commit before this one, or of -chaos.from.
 func previous(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	for _, step := range []string{
-		"git -C ../.. archive --output " + filepath.Join(dir, "source.tar") + " HEAD~1",
+		"git -C ../.. archive --output " + filepath.Join(dir, "source.tar") + " " + *chaosFrom,
 		"mkdir " + filepath.Join(dir, "source"),
 		"tar -xf " + filepath.Join(dir, "source.tar") + " -C " + filepath.Join(dir, "source"),
 		"cd " + filepath.Join(dir, "source") + " && go build -o " + filepath.Join(dir, "ledgerline") + " ./cmd/ledgerline",

@@ -28,7 +28,7 @@ func (r *Redis) State(ctx context.Context, partitions ...int) ([]ledger.Counters
 	defer cancel()
 	if r.cluster {
 		r.look(ctx, calls)
-	} else if err := r.looks.do(ctx, calls...); err != nil {
+	} else if err := r.share(ctx, calls); err != nil {
 		return nil, fmt.Errorf("read the state of counters: %w", err)
 	}
 	states := make([]ledger.Counters, len(partitions))
@@ -42,6 +42,19 @@ func (r *Redis) State(ctx context.Context, partitions ...int) ([]ledger.Counters
 		}
 	}
 	return states, nil
+}
+
+// share has calls answered by a trip that may be others', too. Who makes it is bound to it for as long as a hanging server takes, and
+// a node that looks must be able to do its other duties: so that is a goroutine of its own, which ends with the trip.
+func (r *Redis) share(ctx context.Context, calls []*call) error {
+	done := make(chan error, 1)
+	go func() { done <- r.looks.do(ctx, calls...) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for redis: %w", context.Cause(ctx)) // the calls are not ours any more
+	}
 }
 
 // look makes one trip for the states of all partitions that are asked for.

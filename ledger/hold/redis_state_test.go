@@ -2,11 +2,13 @@ package hold_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"ledgerline/ledger"
 	"ledgerline/ledger/hold"
@@ -136,4 +138,24 @@ func TestCallsBesideAHangingServer(t *testing.T) {
 		})
 	}
 	together.Wait()
+}
+
+// A server that hangs holds up a look for as long as its caller allows, also if it is the caller's turn to ask for all: a node has other duties,
+// and one that did not beat meanwhile would be given up.
+func TestStateEndsInTime(t *testing.T) {
+	server := ledgertest.StartRedis(t)
+	r := connect(t, server.RedisURL())
+	if _, err := r.State(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	server.Freeze()
+	defer server.Thaw()
+	for range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		_, err := r.State(ctx, 0, 1)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("the state of a server that hangs: %v, want the caller's deadline", err)
+		}
+	}
 }
