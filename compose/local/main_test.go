@@ -157,7 +157,7 @@ func TestUpAndDown(t *testing.T) {
 
 // The cluster topologies run as processes: three Kafka nodes, Redis with sentinels or as a cluster, three nodes and nginx. A
 // second up leaves them alone, and another topology is refused while they run. Afterwards it starts in the same folder, with data of its
-// own, also from a shell that has the environment of the one before; and down ends it before a broker has waited for one that is gone.
+// own, also from a shell that has the environment of the one before.
 func TestUpTopologies(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: needs the real engines")
@@ -203,12 +203,8 @@ func TestUpTopologies(t *testing.T) {
 		if second, err := load(dir); err != nil || len(second) != len(first) {
 			t.Errorf("a second up: %d processes, %d before, %v", len(second), len(first), err)
 		}
-		began := time.Now()
 		if err := down(dir, false, io.Discard); err != nil {
 			t.Error(err)
-		}
-		if took := time.Since(began); took > 25*time.Second {
-			t.Errorf("%s: down took %v", topology, took)
 		}
 		for _, r := range first {
 			if r.Process.Running() {

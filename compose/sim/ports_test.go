@@ -133,9 +133,7 @@ func (c countersOf) OpenEpoch(ctx context.Context, n int, epoch uint64, floor in
 	err = c.do(ctx, fmt.Sprintf("open %d/%d", n, epoch), func() (err error) {
 		ok, err = c.p.w.hot.OpenEpoch(ctx, n, epoch, floor)
 		if ok {
-			o := c.p.w.stored[n]
-			o.OpenedAt = time.Now() // the consumer's clock may be an hour off
-			c.p.w.opened = append(c.p.w.opened, o)
+			c.p.w.opened = append(c.p.w.opened, c.p.w.stored[n])
 		}
 		c.p.w.tell("%s: open epoch %d at %d: %v", c.p.name, epoch, floor, ok)
 		return err

@@ -135,21 +135,22 @@ func jsonKind(t reflect.Type) string {
 	if t == reflect.TypeFor[json.Number]() {
 		return "a number"
 	}
-	switch kind := t.Kind(); {
-	case kind == reflect.Pointer:
+	switch t.Kind() {
+	case reflect.Pointer:
 		return jsonKind(t.Elem())
-	case kind == reflect.Bool:
+	case reflect.Bool:
 		return "true or false"
-	case kind == reflect.Float64:
+	case reflect.Float64:
 		return "a number"
-	case kind == reflect.String:
+	case reflect.String:
 		return "a string"
-	case kind == reflect.Slice:
+	case reflect.Slice:
 		return "a list"
-	case kind == reflect.Struct || kind == reflect.Map:
+	case reflect.Struct, reflect.Map:
 		return "an object"
+	default:
+		return "a whole number"
 	}
-	return "a whole number"
 }
 
 // idParam reads the id in the path.
