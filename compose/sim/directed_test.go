@@ -247,3 +247,43 @@ func TestDirectedDoubtfulJournalFails(t *testing.T) {
 		t.Errorf("the journal failed: %v; the log was asked %d times, want once for each adoption at the most", failed, tries)
 	}
 }
+
+// A disk hangs while a node looks for journals to adopt, which holds up all its duties. It goes on saying that it lives, and what runs on it
+// ends as usual; but not for ever, or its holds would stay for as long as the disk hangs.
+func TestDirectedDutyHangs(t *testing.T) {
+	const hangs, think = 5 * time.Second, 150 * time.Second
+	for _, c := range []struct {
+		name    string
+		hang    time.Duration
+		givenUp int
+	}{{"less than a minute", 50 * time.Second, 0}, {"minutes", 200 * time.Second, 1}} {
+		t.Run(c.name, func(t *testing.T) {
+			w := directed(t, func(w *world) {
+				n, hung := w.nodes[0], false
+				w.slowCall = func(call *call) time.Duration {
+					if hung || call.p != n.proc || call.name != "list "+journalRoot || time.Since(w.begun) < hangs {
+						return 0
+					}
+					hung = true
+					return c.hang
+				}
+				w.after(3*time.Second, func() { w.ask(n, 40, think) })
+				var last uint64
+				for at := 10 * time.Second; at < hangs+55*time.Second; at += 4 * time.Second { // a beat comes every 3 s
+					w.after(at, func() {
+						for _, p := range w.bank.producers {
+							if p.Node == n.name && p.Beat <= last {
+								t.Errorf("the node is silent after %s: beat %d after %d", at, p.Beat, last)
+							} else if p.Node == n.name {
+								last = p.Beat
+							}
+						}
+					})
+				}
+			}, func(c *config) { c.span = 5 * time.Minute })
+			if w.counts.GivenUp != c.givenUp || w.counts.Late != c.givenUp {
+				t.Errorf("given up %d times, %d late charges, want %d", w.counts.GivenUp, w.counts.Late, c.givenUp)
+			}
+		})
+	}
+}

@@ -137,10 +137,12 @@ type Desk struct {
 	ships   sync.WaitGroup  // shippers, and what hands the releases of adopted journals to the queue
 	late    sync.WaitGroup  // settles whose fsync outlasted their request
 	shipCtx context.Context //nolint:containedctx // the shippers outlive the request that adopted their journal
+	gone    []ledger.ID     // what the last beat found given up, and the duties have not heeded
 	open    atomic.Int64
 	leaving atomic.Bool
 
-	sweepFrom int // where the next sweep begins; of the duties' goroutine alone
+	turns     atomic.Uint64 // raised whenever the duties have done something, for the heartbeats
+	sweepFrom int           // where the next sweep begins; of the duties' goroutine alone
 
 	looked    chan struct{} // closed once the epochs were looked at
 	sawEpochs sync.Once

@@ -212,60 +212,6 @@ func (d *Desk) report(ctx context.Context, v *view, st *ledger.Counters) error {
 	return nil
 }
 
-// beat says that the node lives, and learns whether it was given up.
-func (d *Desk) beat(ctx context.Context) error {
-	books := d.books()
-	ids := make([]ledger.ID, len(books))
-	for i, b := range books {
-		ids[i] = b.incarnation
-	}
-	gone, err := d.cfg.Bank.Heartbeat(ctx, ids)
-	if err != nil {
-		return fmt.Errorf("beat: %w", err)
-	}
-	for _, b := range books {
-		if b.gone.Load() || !slices.Contains(gone, b.incarnation) {
-			continue
-		}
-		d.log.Error("this node's journal was given up while it was away; its open requests end, late charges follow",
-			"incarnation", b.incarnation)
-		// A journal that has failed is not replaced by a good one: the node takes nothing until it is restarted, and who starts then
-		// closes this one.
-		if b == d.current() && b.journal.Failed() == nil {
-			if err := d.renew(ctx, b); err != nil {
-				return err
-			}
-		}
-		b.gone.Store(true)
-	}
-	return nil
-}
-
-// renew goes on as a new incarnation; the old one's requests end and its journal is closed like a dead node's.
-func (d *Desk) renew(ctx context.Context, old *book) error {
-	own, err := d.newBook(ctx)
-	if err != nil {
-		return fmt.Errorf("go on as a new incarnation: %w", err)
-	}
-	// First the new book, then the cut: a request that enters in between finds that its book is not the current one.
-	d.mu.Lock()
-	d.own = own
-	d.adopted = append(d.adopted, old)
-	d.mu.Unlock()
-	for p := range d.views {
-		v := &d.views[p]
-		v.mu.Lock()
-		for _, t := range v.tickets {
-			if t.book == old && !t.free {
-				t.cutNow()
-			}
-		}
-		v.mu.Unlock()
-	}
-	d.startShipping(own)
-	return nil
-}
-
 // sweep voids holds of this node's incarnation that it does not know: calls that were executed after their caller gave up. A server that
 // hangs keeps its own partitions from it; if there are so many of them that ctx ends, the next sweep begins where this one stopped.
 func (d *Desk) sweep(ctx context.Context) error {

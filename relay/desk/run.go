@@ -24,6 +24,10 @@ func (d *Desk) Run(ctx context.Context, drain time.Duration) error {
 	d.shipCtx = shipCtx
 	d.mu.Unlock()
 	d.startShipping(d.current())
+	beatCtx, stopBeats := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBeats()
+	var beats sync.WaitGroup
+	beats.Go(func() { d.runBeats(beatCtx) })
 	if err := d.adoptAll(ctx); err != nil {
 		d.log.Error("journals of dead nodes could not be adopted; it is tried again", "error", err)
 	}
@@ -39,6 +43,8 @@ func (d *Desk) Run(ctx context.Context, drain time.Duration) error {
 	d.leaving.Store(true)
 	mover.Wait() // it writes to the journal that is closed next
 	err := d.leave(context.WithoutCancel(ctx), drain)
+	stopBeats()
+	beats.Wait()
 	stopShipping()
 	d.ships.Wait()
 	d.late.Wait()
@@ -47,13 +53,13 @@ func (d *Desk) Run(ctx context.Context, drain time.Duration) error {
 	return err
 }
 
-// duties does the node's periodic work until ctx ends. One goroutine does it all, so epochs, adoption and renewal never
-// overlap.
+// duties does the node's periodic work until ctx ends. One goroutine does it all but the heartbeats, so epochs, adoption and renewal
+// never overlap: each may hold up the others, by loadTimeout for each call, or for as long as a disk does.
 func (d *Desk) duties(ctx context.Context) {
 	ticker := time.NewTicker(d.cfg.LookEvery)
 	defer ticker.Stop()
-	looks := every{interval: 0}
-	beats, sweeps, adopts := every{interval: d.cfg.BeatEvery}, every{interval: d.cfg.SweepEvery}, every{interval: d.cfg.AdoptEvery}
+	var looks, heeds every // at every tick
+	sweeps, adopts := every{interval: d.cfg.SweepEvery}, every{interval: d.cfg.AdoptEvery}
 	sweeps.due(d.now())
 	adopts.due(d.now())
 	complain := every{interval: 10 * time.Second}
@@ -62,14 +68,11 @@ func (d *Desk) duties(ctx context.Context) {
 		for _, duty := range []struct {
 			when *every
 			do   func(context.Context) error
-		}{{&looks, d.look}, {&beats, d.beat}, {&sweeps, d.sweep}, {&adopts, d.adoptAll}} {
+		}{{&looks, d.look}, {&heeds, d.heed}, {&sweeps, d.sweep}, {&adopts, d.adoptAll}} {
 			if !duty.when.due(now) {
 				continue
 			}
-			callCtx, cancel := context.WithTimeout(ctx, loadTimeout)
-			err := duty.do(callCtx)
-			cancel()
-			if err != nil && ctx.Err() == nil && complain.due(now) {
+			if err := d.once(ctx, duty.do); err != nil && ctx.Err() == nil && complain.due(now) {
 				d.log.Warn("a duty of the node failed; it is tried again", "error", err)
 			}
 		}
@@ -79,6 +82,14 @@ func (d *Desk) duties(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// once does a duty once, within loadTimeout.
+func (d *Desk) once(ctx context.Context, duty func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	defer d.turns.Add(1)
+	return duty(ctx)
 }
 
 func (d *Desk) startShipping(b *book) {
@@ -121,6 +132,7 @@ func (d *Desk) adoptAll(ctx context.Context) error {
 		if err := d.adopt(ctx, id); err != nil {
 			failed = append(failed, fmt.Errorf("adopt journal %s: %w", id, err))
 		}
+		d.turns.Add(1)
 	}
 	return errors.Join(failed...)
 }
@@ -210,9 +222,7 @@ func (d *Desk) closeAdopted(ctx context.Context) {
 		if !d.finished(b) {
 			continue
 		}
-		callCtx, cancel := context.WithTimeout(ctx, loadTimeout)
-		err := d.closeBook(callCtx, b)
-		cancel()
+		err := d.once(ctx, func(ctx context.Context) error { return d.closeBook(ctx, b) })
 		if err != nil && !errors.Is(err, journal.ErrClosed) { // closed: what failed before was its mark of retirement
 			b.closeAfter = d.now().Add(d.cfg.AdoptEvery)
 			d.log.Warn("an adopted journal could not be closed yet", "incarnation", b.incarnation, "error", err)
@@ -284,20 +294,17 @@ func (d *Desk) closeBook(ctx context.Context, b *book) error {
 func (d *Desk) leave(ctx context.Context, drain time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, drain)
 	defer cancel()
-	beats := every{interval: d.cfg.BeatEvery}
 	for d.busy() {
 		if err := d.Failed(); err != nil {
 			d.log.Error("the node stops with a journal that cannot be written; the next start finishes what is left", "error", err)
 			d.closeFiles()
 			return nil
 		}
-		if err := d.look(ctx); err != nil && ctx.Err() == nil {
+		if err := d.once(ctx, d.look); err != nil && ctx.Err() == nil {
 			d.log.Warn("the node leaves while the counters are away", "error", err)
 		}
-		if beats.due(d.now()) {
-			if err := d.beat(ctx); err != nil && ctx.Err() == nil {
-				d.log.Warn("the node leaves while the database is away", "error", err)
-			}
+		if err := d.once(ctx, d.heed); err != nil && ctx.Err() == nil {
+			d.log.Warn("the node leaves while the database is away", "error", err)
 		}
 		if !pause(ctx, epochLook/10) {
 			d.leaveWork()
