@@ -63,7 +63,7 @@ func raw(t testing.TB, url string) *redis.Client {
 // eventually polls, because what it waits for happens in another process.
 func eventually(t testing.TB, what string, ready func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(90 * time.Second) // a sentinel that a loaded machine held up looks away for 30 s
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for !ready() {

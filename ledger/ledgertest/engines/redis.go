@@ -36,13 +36,19 @@ func StartRedis(ctx context.Context, o Options) (*Server, error) {
 // StartSentinel starts redis-server as a sentinel, which watches the server at primary (host:port) under the given name and promotes
 // a replica down milliseconds after losing it. Quorum is how many sentinels must agree.
 func StartSentinel(ctx context.Context, o Options, name, primary string, quorum int) (*Server, error) {
-	const downMilliseconds = 500 // fast enough for a test, slow enough for a loaded machine
+	const (
+		// A loaded machine stops a server for a second now and then. One that stops the sentinel for two makes it look away for 30 s, and
+		// what it then finds to have been without its primary for ten times this is never promoted.
+		downMilliseconds = 3500
+		// failoverMilliseconds bounds one attempt; the next begins after twice as long.
+		failoverMilliseconds = 3000
+	)
 	host, port, err := net.SplitHostPort(primary)
 	if err != nil {
 		return nil, fmt.Errorf("start redis-sentinel: %w", err)
 	}
 	conf := fmt.Sprintf("sentinel monitor %[1]s %[2]s %[3]s %[4]d\nsentinel down-after-milliseconds %[1]s %[5]d\nsentinel failover-timeout %[1]s %[6]d\n",
-		name, host, port, quorum, downMilliseconds, 4*downMilliseconds)
+		name, host, port, quorum, downMilliseconds, failoverMilliseconds)
 	return startRedis(ctx, "redis-sentinel", o, func(s *Server, port int) []string {
 		file := filepath.Join(s.Dir, "sentinel.conf")
 		if _, err := os.Stat(file); err != nil { // the sentinel rewrites its file; a restart goes on from there
