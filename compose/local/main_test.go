@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -112,6 +113,9 @@ func TestUpAndDown(t *testing.T) {
 		if !reachable(t.Context(), r.Addr) {
 			t.Errorf("%s does not listen on %s", r.Kind, r.Addr)
 		}
+		if r.Name != r.Kind.Server() {
+			t.Errorf("%s runs, and would be called %s if it did not", r.Name, r.Kind.Server())
+		}
 	}
 
 	// Killing one by hand: the next up starts that one and leaves the others alone.
@@ -152,6 +156,14 @@ func TestUpAndDown(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "mysql")); err == nil {
 		t.Error("down -wipe left the data")
+	}
+}
+
+// What does not run is named as what would: by its server.
+func TestStatusOfNothing(t *testing.T) {
+	out, _, err := local(t, os.Getenv, "status", "-dir", t.TempDir())
+	if want := []string{"kafka", "mariadb", "redis", "clickhouse"}; err != nil || !slices.Equal(strings.Fields(strings.ReplaceAll(out, "stopped", "")), want) {
+		t.Errorf("%q, %v, want %v", out, err, want)
 	}
 }
 

@@ -226,7 +226,7 @@ func environment(ctx context.Context, topology string, records []record) (string
 	return strings.Join(lines, "\n") + "\n", nil
 }
 
-// status prints one line per engine.
+// status prints one line per server that runs or should run.
 func status(dir string, out io.Writer) error {
 	records, err := load(dir)
 	if err != nil {
@@ -235,7 +235,7 @@ func status(dir string, out io.Writer) error {
 	for _, kind := range append(slices.Clone(engines.Kinds), nodesKind, nginxKind) {
 		some := of(records, kind)
 		if len(some) == 0 && slices.Contains(engines.Kinds, kind) {
-			fmt.Fprintf(out, "%-14s stopped\n", kind)
+			fmt.Fprintf(out, "%-14s stopped\n", kind.Server())
 		}
 		for _, r := range some {
 			line := "stopped"

@@ -76,7 +76,7 @@ func StartMariaDB(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, port, err := newServer(ctx, "mariadb", o)
+	s, port, err := newServer(ctx, MySQL.Server(), o)
 	if err != nil {
 		return nil, err
 	}

@@ -67,7 +67,7 @@ func StartMySQL(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, port, err := newServer(ctx, "mysql", o)
+	s, port, err := newServer(ctx, MySQLServer.Server(), o)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ package engines
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 )
 
@@ -24,6 +25,14 @@ const MySQLServer Kind = "mysql-server"
 
 // Kinds lists the engines of the topology.
 var Kinds = []Kind{Kafka, MySQL, Redis, ClickHouse}
+
+// Server returns the name of the server that Start starts for the kind.
+func (k Kind) Server() string {
+	if k == MySQL {
+		return "mariadb"
+	}
+	return strings.TrimSuffix(string(k), "-server")
+}
 
 // Start starts one engine of the given kind.
 func Start(ctx context.Context, kind Kind, o Options) (*Server, error) {
