@@ -319,27 +319,44 @@ func (f *follower) compareOnce(ctx context.Context, position Position) error {
 		return err
 	}
 	f.r.set(f.partition, func(s *Status) { s.End = end })
-	if position.Offset < first || position.Offset > end {
-		return f.foreign(fmt.Errorf("the position is %d, the log holds [%d, %d]", position.Offset, first, end))
+	why, err := differs(ctx, f.r.log, f.partition, position, first, end)
+	if why != nil {
+		return f.foreign(why)
 	}
-	if position.LastEvent.IsZero() {
-		return nil
-	}
-	if position.LastOffset < first {
+	if err == nil && !position.LastEvent.IsZero() && position.LastOffset < first {
 		f.logger.Warn("the last record applied is no longer in the log, taking it for the same log", "offset", position.LastOffset, "first", first)
-		return nil
 	}
-	record, err := f.r.log.ReadAt(ctx, f.partition, position.LastOffset)
+	return err
+}
+
+// Foreign returns why a position cannot have been taken from the log that a partition has now: what stops a projection there until an operator
+// adopts the log. nil: it can. What the log has dropped since is not held against it.
+func Foreign(ctx context.Context, log Log, partition int, position Position) (why, err error) {
+	first, end, err := log.Bounds(ctx, partition)
+	if err != nil {
+		return nil, fmt.Errorf("read the bounds of partition %d: %w", partition, err)
+	}
+	return differs(ctx, log, partition, position, first, end)
+}
+
+func differs(ctx context.Context, log Log, partition int, position Position, first, end int64) (why, err error) {
+	if position.Offset < first || position.Offset > end {
+		return fmt.Errorf("the position is %d, the log holds [%d, %d]", position.Offset, first, end), nil
+	}
+	if position.LastEvent.IsZero() || position.LastOffset < first {
+		return nil, nil
+	}
+	record, err := log.ReadAt(ctx, partition, position.LastOffset)
 	switch {
 	case errors.Is(err, eventlog.ErrNoRecord), errors.Is(err, eventlog.ErrOutOfRange):
-		return f.foreign(err)
+		return err, nil
 	case err != nil:
-		return err
+		return nil, err
 	case errors.Is(record.Err, ledger.ErrNewer): // an older binary than the one that applied it stops there by itself
 	case record.Event.ID != position.LastEvent: // a dead letter may have an identity, too, and be the last there is
-		return f.foreign(fmt.Errorf("record %d is event %s, but event %s was applied from there", position.LastOffset, record.Event.ID, position.LastEvent))
+		return fmt.Errorf("record %d is event %s, but event %s was applied from there", position.LastOffset, record.Event.ID, position.LastEvent), nil
 	}
-	return nil
+	return nil, nil
 }
 
 func (f *follower) foreign(err error) error {
