@@ -229,6 +229,30 @@ func TestMuchBehindTheEnd(t *testing.T) {
 	n.wantNothing(t, a, 2)
 }
 
+// What looked like the end, and was kept back, goes before the text that comes behind it.
+func TestTextBehindTheEnd(t *testing.T) {
+	s := newStack(t, relaytest.Script{})
+	text := contentChunk(" the") + contentChunk(" end")
+	for name, body := range map[string]string{
+		"behind a finish": text + finishChunk + text + finishChunk + "data: [DONE]\n\n",
+		"behind [DONE]":   text + "data: [DONE]\n\n" + text,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s.sql("UPDATE channels SET base_url = ? WHERE id = 1", s.upstreamOf(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "text/event-stream")
+				_, _ = io.WriteString(w, body)
+			}))
+			n := s.start()
+			a := n.account(start, -1)
+			got := n.post(a.key, chatPath, chat("", streamed))
+			if got.body != body {
+				t.Errorf("the client got\n%s\nof\n%s", got.body, body)
+			}
+			n.wantBill(t, got, ledger.Usage{Prompt: counted, Completion: 4}, ledger.SourceCounted, "usage_missing")
+		})
+	}
+}
+
 // An event above the bound ends the stream; what came before is billed and was sent.
 func TestEventTooLong(t *testing.T) {
 	s := newStack(t, relaytest.Script{})

@@ -1,10 +1,16 @@
 package relay
 
-import "context"
+import (
+	"context"
+	"math"
+)
 
 // How a stream whose client named no bound stays paid for (DESIGN 6). Its hold covers a slice of output. Half a slice before
 // the end the hold is extended, which near the limit of an account is refused; then what is left is taken, and from there
 // on every token counts: the text itself is counted, ever more often as the end comes near.
+
+// bytesPerToken is what few tokens are shorter than, see guess.
+const bytesPerToken = 3
 
 // planExtension sets the guess at which more is asked for. Half a slice is what it may be too low.
 func (st *streaming) planExtension() {
@@ -16,7 +22,6 @@ func (st *streaming) planExtension() {
 // guess is how many tokens have come, without counting: hardly any text has more than one in three bytes, and hardly any
 // upstream sends less than one in a piece. Where it is too low, the bill is cut at the end of the quota.
 func (st *streaming) guess() int64 {
-	const bytesPerToken = 3
 	chunks, size := st.meter.Content()
 	return max(chunks, size/bytesPerToken)
 }
@@ -37,6 +42,17 @@ func (st *streaming) pay(ctx context.Context) bool {
 	// A token is a byte at least, so that many bytes can pass uncounted.
 	st.countAt = size + max(left, 1)
 	return left >= 0
+}
+
+// paidFor returns the pieces and bytes of text below which pay has nothing to do.
+func (st *streaming) paidFor() (pieces, textBytes int64) {
+	switch {
+	case !st.x.extends:
+		return math.MaxInt64, math.MaxInt64
+	case st.final:
+		return math.MaxInt64, st.countAt
+	}
+	return st.checkAt, bytesPerToken * st.checkAt
 }
 
 // extend asks for another slice of output; near the limit for what is left.

@@ -129,12 +129,25 @@ func (st *streaming) going() bool {
 // pump passes on the events that are complete.
 func (st *streaming) pump(ctx context.Context) {
 	for {
+		st.run()
 		ev, ok := st.scan.Next()
 		if !ok || !st.event(ctx, ev) {
 			break
 		}
 	}
 	st.flush()
+}
+
+// run passes on what nearly all events of a stream are: text that is paid for, and nothing about which event has to decide.
+func (st *streaming) run() {
+	if len(st.held) > 0 {
+		return
+	}
+	ahead := st.scan.Ahead()
+	pieces, size := st.paidFor()
+	n := st.meter.Run(ahead, pieces, size)
+	st.batch.Add(ahead[:n])
+	st.scan.Skip(n)
 }
 
 // event decides on one event and reports whether the stream goes on.

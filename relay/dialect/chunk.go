@@ -66,6 +66,7 @@ type ChunkReader struct {
 	before []byte
 	after  []byte // up to and with the opening quote of the padding, if there is padding
 	tail   []byte // from its closing quote
+	line   bool   // the template is one line
 	misses int
 }
 
@@ -84,15 +85,6 @@ func (r *ChunkReader) Read(data []byte) (*Chunk, bool) {
 	}
 	r.learn(data)
 	return c, true
-}
-
-// Text reads a payload that is one piece of the main text of one answer and nothing else, as one before it was. False means no more than
-// that Read has to look at it. The text is valid until the next call.
-func (r *ChunkReader) Text(data []byte) (*Text, bool) {
-	if !r.fits(data) {
-		return nil, false
-	}
-	return &r.like.Texts[0], true
 }
 
 func (r *ChunkReader) fits(data []byte) bool {
@@ -159,6 +151,7 @@ func (r *ChunkReader) learn(data []byte) {
 		after, tail = after[:i], after[i+interior(after[i:]):]
 	}
 	r.after, r.tail = append(r.after[:0], after...), append(r.tail[:0], tail...)
+	r.line = bytes.IndexByte(data, '\n') < 0
 	r.like = Chunk{Texts: append(r.like.Texts[:0], Text{Choice: t.Choice, lead: true}), HasChoices: true}
 }
 

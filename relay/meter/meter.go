@@ -84,11 +84,6 @@ func (m *Meter) Data(payload []byte) Step {
 		m.done = true
 		return Step{Done: true}
 	}
-	if t, ok := m.reader.Text(payload); ok { // nearly always
-		m.choices = true
-		m.text(t, true)
-		return Step{Content: true}
-	}
 	c, ok := m.reader.Read(payload)
 	if !ok {
 		m.garbage = true
@@ -145,7 +140,9 @@ func (m *Meter) take(c *dialect.Chunk) Step {
 func (m *Meter) text(t *dialect.Text, keep bool) {
 	m.chunks++
 	m.bytes += int64(t.Len())
-	m.pieces += leastTokens(t.Raw)
+	if !m.whole { // nothing of a whole answer is sent before it is billed
+		m.pieces += leastTokens(t.Raw)
+	}
 	if keep {
 		m.keep(t)
 	}

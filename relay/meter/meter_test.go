@@ -2,6 +2,7 @@ package meter
 
 import (
 	"fmt"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -333,6 +334,9 @@ func BenchmarkStreamPath(b *testing.B) {
 			b.Fatal(err)
 		}
 		out.Reset()
+		n := m.Run(s.Ahead(), math.MaxInt64, math.MaxInt64)
+		out.Add(s.Ahead()[:n])
+		s.Skip(n)
 		for e, ok := s.Next(); ok; e, ok = s.Next() {
 			m.Data(e.Data)
 			out.Add(e.Raw)

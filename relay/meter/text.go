@@ -45,6 +45,15 @@ func (c *counter) add(model string, t *dialect.Text, bound int) {
 	}
 }
 
+// append takes text without escapes if there is room for it.
+func (c *counter) append(text []byte, bound int) bool {
+	if need := len(c.buf) + len(text); need > cap(c.buf) || need > bound {
+		return false
+	}
+	c.buf = append(c.buf, text...)
+	return true
+}
+
 // total counts the rest and returns all tokens.
 func (c *counter) total(model string) int64 {
 	c.tokens += count(model, string(c.buf))

@@ -156,6 +156,24 @@ func (s *Scanner) Next() (Event, bool) {
 	}
 }
 
+// Ahead returns what was fed and not handed out yet if an event begins there; nil if one has begun already. It is for a caller who knows
+// what the next events are without a scan, and leaves them out with Skip.
+func (s *Scanner) Ahead() []byte {
+	if s.scan != s.start || !s.begun {
+		return nil
+	}
+	return s.win[s.start:]
+}
+
+// Skip leaves out the first n bytes of Ahead: whole events, the last of which ends in two line feeds.
+func (s *Scanner) Skip(n int) {
+	if n == 0 {
+		return // an event may have begun
+	}
+	s.start += n
+	s.line, s.scan, s.crlf = s.start, s.start, false
+}
+
 // usual returns the next event if it is what nearly all of a stream are: one line of data, and a blank one. It finds nothing that the
 // lines one by one would not say.
 func (s *Scanner) usual() (e Event, ok bool) {
