@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"time"
 
 	"ledgerline/relay/catalog"
 	"ledgerline/relay/dialect"
@@ -168,16 +167,19 @@ func (x *exchange) send(ctx context.Context, call upstream.Call) (*http.Response
 	} else {
 		ctx, cancel = context.WithCancel(ctx)
 	}
+	body := &attemptBody{cancel: cancel}
 	if x.req.Stream {
-		late := time.AfterFunc(x.s.cfg.StreamingTimeout, cancel)
-		defer late.Stop()
+		body.watch = newWatchdog(cancel, x.s.cfg.StreamingTimeout)
 	}
 	resp, err := x.s.cfg.Upstream.Do(ctx, call)
 	if err != nil {
-		cancel()
+		body.end()
 		return nil, err //nolint:wrapcheck // it says what was done
 	}
-	resp.Body = &attemptBody{resp.Body, cancel}
+	if x.watch = body.watch; x.watch != nil {
+		x.watch.reading.Store(false)
+	}
+	body.ReadCloser, resp.Body = resp.Body, body
 	return resp, nil
 }
 
@@ -185,6 +187,14 @@ func (x *exchange) send(ctx context.Context, call upstream.Call) (*http.Response
 type attemptBody struct {
 	io.ReadCloser
 	cancel context.CancelFunc
+	watch  *watchdog // of a stream
+}
+
+func (b *attemptBody) end() {
+	if b.watch != nil {
+		b.watch.timer.Stop()
+	}
+	b.cancel()
 }
 
 // Buffered returns how many bytes of the answer have been read with its head, 0 if that is not known.
@@ -197,7 +207,7 @@ func (b *attemptBody) Buffered() int {
 
 // Close implements io.Closer.
 func (b *attemptBody) Close() error {
-	defer b.cancel()
+	defer b.end()
 	return b.ReadCloser.Close() //nolint:wrapcheck // a thin shell
 }
 

@@ -52,6 +52,7 @@ type exchange struct {
 	upstream string // the upstream's own request id
 	retries  int
 	first    time.Time // first byte to the client
+	watch    *watchdog // over the upstream of a stream
 
 	// the outcome
 	wrote      bool

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"net"
+	"net/http"
 	"sync"
 )
 
@@ -38,6 +39,12 @@ func ConnContext(ctx context.Context, conn net.Conn) context.Context {
 		return context.WithValue(ctx, clientConnKey{}, c)
 	}
 	return ctx
+}
+
+// gatheringConn is what r came over; nil if that does not gather.
+func gatheringConn(r *http.Request) *clientConn {
+	c, _ := r.Context().Value(clientConnKey{}).(*clientConn)
+	return c
 }
 
 // clientConn is a connection to a client. Only the goroutine that serves its request writes, so what is here needs no lock.

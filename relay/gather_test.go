@@ -18,10 +18,10 @@ import (
 )
 
 // gatheringServer serves f with connections that gather.
-func gatheringServer(t *testing.T, f func(x *exchange)) *httptest.Server {
+func gatheringServer(t *testing.T, f func(st *streaming)) *httptest.Server {
 	t.Helper()
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		f(&exchange{w: w, r: r, rc: http.NewResponseController(w)})
+		f(&streaming{x: &exchange{w: w, r: r, rc: http.NewResponseController(w)}, conn: gatheringConn(r)})
 	}))
 	server.Listener = Gathering(server.Listener)
 	server.Config.ConnContext = ConnContext
@@ -38,19 +38,18 @@ func TestGatheredPieces(t *testing.T) {
 		pieces = append(pieces, []byte(strings.Repeat(fmt.Sprintf("%d,", size), size)[:size]))
 	}
 	var copied atomic.Int64
-	server := gatheringServer(t, func(x *exchange) {
+	server := gatheringServer(t, func(st *streaming) {
 		for _, piece := range pieces {
-			if err := x.write(piece); err != nil {
+			if err := st.write(piece); err != nil {
 				t.Error(err)
 			}
 		}
 		large := pieces[len(pieces)-2]
-		conn := x.r.Context().Value(clientConnKey{}).(*clientConn)
-		conn.gather(large)
-		_, _ = x.w.Write(large)
-		_ = x.rc.Flush()
-		copied.Store(int64(len(conn.gathering.other)))
-		if err := conn.release(); err != nil {
+		st.conn.gather(large)
+		_, _ = st.x.w.Write(large)
+		_ = st.x.rc.Flush()
+		copied.Store(int64(len(st.conn.gathering.other)))
+		if err := st.conn.release(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -88,11 +87,11 @@ func TestGatheredPieces(t *testing.T) {
 // A piece that cannot be sent ends the connection for good: net/http must not put the end of the answer behind it.
 func TestGatheredWriteFails(t *testing.T) {
 	failed := make(chan error, 2)
-	server := gatheringServer(t, func(x *exchange) {
-		_ = x.rc.SetWriteDeadline(time.Unix(1, 0))
-		failed <- x.write(make([]byte, 100_000))
-		_ = x.rc.SetWriteDeadline(time.Time{})
-		failed <- x.write([]byte("more"))
+	server := gatheringServer(t, func(st *streaming) {
+		_ = st.x.rc.SetWriteDeadline(time.Unix(1, 0))
+		failed <- st.write(make([]byte, 100_000))
+		_ = st.x.rc.SetWriteDeadline(time.Time{})
+		failed <- st.write([]byte("more"))
 	})
 	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, server.URL, nil)
 	if err != nil {

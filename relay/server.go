@@ -22,7 +22,6 @@
 package relay
 
 import (
-	"context"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -46,8 +45,6 @@ const (
 	maxPlainAnswer = 128 << 20
 	// maxErrorBody bounds what is read of an upstream's failure.
 	maxErrorBody = 64 << 10
-	// settleTimeout bounds the wait for the journal's fsync once the client may have gone.
-	settleTimeout = 30 * time.Second
 	// plainTimeout bounds an answer in one piece, all tries together: its client may have gone long ago.
 	plainTimeout = 30 * time.Minute
 )
@@ -99,6 +96,7 @@ type Server struct {
 	bodies  bodies
 	charged atomic.Int64
 	spare   readBuffers
+	settles settling
 
 	complaints rate.Sometimes // of what every request meets until somebody mends it
 
@@ -208,11 +206,6 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, ep dialect.Endpoi
 		return
 	}
 	x.relay()
-}
-
-// settleContext outlives the client: the bill is written even if nobody is listening any more.
-func settleContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
 }
 
 // Charged returns the quota units that this process has charged since its start.

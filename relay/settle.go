@@ -1,6 +1,10 @@
 package relay
 
 import (
+	"context"
+	"sync"
+	"time"
+
 	"github.com/google/uuid"
 
 	"ledgerline/ledger"
@@ -10,6 +14,34 @@ import (
 
 // FlagCapped marks a charge that was cut to the hold because the relay itself ended the stream when the quota was used up.
 const FlagCapped = "capped_at_hold"
+
+const (
+	// settleTimeout bounds the wait for the journal's fsync. It outlives the client: the bill is written even if nobody is listening any more.
+	settleTimeout = 30 * time.Second
+	// settleShare is how much longer such a wait may last, so that all that begin within it have one context: one of its own costs a request
+	// six allocations.
+	settleShare = time.Second
+)
+
+// settling is the context of the waits for the journal that begin now. The zero value is ready.
+type settling struct {
+	mu    sync.Mutex
+	begun time.Time
+	ctx   context.Context
+}
+
+// within returns a context that ends after settleTimeout, or up to settleShare later.
+func (s *settling) within() context.Context {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ctx == nil || now.Sub(s.begun) >= settleShare {
+		ctx, end := context.WithCancelCause(context.Background())
+		time.AfterFunc(settleTimeout+settleShare, func() { end(context.DeadlineExceeded) })
+		s.begun, s.ctx = now, ctx
+	}
+	return s.ctx
+}
 
 // settle makes the usage event of what the meter found and waits until it is durable. After it returns nil, and only then, the last
 // byte may go out (L1). capped is set when the relay ended the stream: then the hold is all that may be charged.
@@ -35,11 +67,9 @@ func (x *exchange) settle(result *meter.Result, capped bool) error {
 	if u := result.Usage; u.Prompt > 0 || u.Completion > 0 || ev.Charged > 0 {
 		ev.Requests = 1
 	}
-	ctx, cancel := settleContext(x.r.Context())
-	defer cancel()
 	ticket := x.ticket
 	x.ticket = nil
-	if err := ticket.Settle(ctx, ev); err != nil {
+	if err := ticket.Settle(x.s.settles.within(), ev); err != nil {
 		return err
 	}
 	x.event = ev

@@ -28,30 +28,32 @@ type streaming struct {
 	meter   *meter.Meter
 	scan    *sse.Scanner
 	batch   sse.Batch
-	watch   *watchdog
 	room    *readRoom
-	held    []byte // events kept back until the usage event is durable
-	checkAt int64  // guessed tokens at which the hold is extended
-	countAt int64  // bytes of text at which it is counted again, once the hold is final
-	final   bool   // an extension was refused: paid is all there is
-	done    bool   // [DONE] came: whatever follows is kept back with it
-	ended   bool   // the relay ended the stream because the quota is used up
-	gone    bool   // the client is gone
-	broken  bool   // the stream was not a stream (an event too long)
-	failure error  // the open record is not durable: nothing may go out
+	conn    *clientConn // nil: it is no connection that gathers
+	held    []byte      // events kept back until the usage event is durable
+	checkAt int64       // guessed tokens at which the hold is extended
+	countAt int64       // bytes of text at which it is counted again, once the hold is final
+	final   bool        // an extension was refused: paid is all there is
+	done    bool        // [DONE] came: whatever follows is kept back with it
+	ended   bool        // the relay ended the stream because the quota is used up
+	gone    bool        // the client is gone
+	broken  bool        // the stream was not a stream (an event too long)
+	failure error       // the open record is not durable: nothing may go out
 	nextDue time.Time
 }
 
-// watchdog ends a read of the upstream that takes too long. Only reading counts: while a chunk waits for the client, or for
-// more quota, the upstream is not silent.
+// watchdog ends a wait for the upstream that takes too long: for the head of its answer, then for each chunk. Only that counts: while a
+// chunk waits for the client, or for more quota, the upstream is not silent.
 type watchdog struct {
 	timer   *time.Timer
 	reading atomic.Bool
 }
 
-func newWatchdog(cancel context.CancelFunc) *watchdog {
+// newWatchdog begins to wait.
+func newWatchdog(cancel context.CancelFunc, patience time.Duration) *watchdog {
 	w := &watchdog{}
-	w.timer = time.AfterFunc(time.Hour, func() {
+	w.reading.Store(true)
+	w.timer = time.AfterFunc(patience, func() {
 		if w.reading.Load() {
 			cancel()
 		}
@@ -70,8 +72,7 @@ func (w *watchdog) read(r io.Reader, buf []byte, patience time.Duration) (int, e
 // stream relays a stream byte-exact, flushed per upstream read, and keeps its last events back until the usage event is
 // durable (L1).
 func (x *exchange) stream(ctx context.Context, cancel context.CancelFunc, resp *http.Response) {
-	st := x.newStreaming(cancel, resp.Body)
-	defer st.watch.timer.Stop()
+	st := x.newStreaming(resp.Body)
 	defer st.room.release()
 	st.relay(ctx, resp.Body)
 	cancel() // the upstream stops producing what nobody will get
@@ -82,9 +83,10 @@ func (x *exchange) stream(ctx context.Context, cancel context.CancelFunc, resp *
 //
 // It is apart from stream, and relay from both: what a waiting stream has on its stack is kept small, for a few hundred bytes more
 // double it, from 8 to 16 KB.
-func (x *exchange) newStreaming(cancel context.CancelFunc, from io.Reader) *streaming {
+func (x *exchange) newStreaming(from io.Reader) *streaming {
 	st := &streaming{
-		x: x, scan: sse.NewScanner(x.s.cfg.MaxEvent), meter: meter.New(x.meterConfig()), watch: newWatchdog(cancel),
+		x: x, scan: sse.NewScanner(x.s.cfg.MaxEvent), meter: meter.New(x.meterConfig()),
+		conn: gatheringConn(x.r),
 	}
 	st.planExtension()
 	st.recorded()
@@ -105,7 +107,7 @@ func (st *streaming) relay(ctx context.Context, from io.Reader) {
 			patience = time.Until(until)
 		}
 		buf := *st.room.buf
-		n, err := st.watch.read(from, buf[unfinishedRoom:], patience)
+		n, err := x.watch.read(from, buf[unfinishedRoom:], patience)
 		if n > 0 {
 			if ferr := st.scan.FeedBehind(buf[:unfinishedRoom+n], unfinishedRoom); ferr != nil {
 				x.s.log.Warn("an upstream's event is larger than allowed; the stream ends", "request", x.id, "channel", x.channel.ID)
@@ -203,37 +205,34 @@ func (st *streaming) flush() {
 		st.nextDue = now.Add(x.s.cfg.ClientTimeout / 4) // so that moving it costs nothing per chunk
 		x.writeWithin()
 	}
-	st.gone = x.write(out) != nil || st.gone
+	st.gone = st.write(out) != nil || st.gone
 }
 
 // recorded waits for the open record. If that is not durable in time, the stream ends in failure.
 func (st *streaming) recorded() {
-	ctx, cancel := settleContext(st.x.r.Context())
-	defer cancel()
-	st.failure = st.x.ticket.Durable(ctx)
+	st.failure = st.x.ticket.Durable(st.x.s.settles.within())
 }
 
 // write sends a piece of a stream.
-func (x *exchange) write(piece []byte) (err error) {
-	if len(piece) >= gatherFrom {
-		if conn, ok := x.r.Context().Value(clientConnKey{}).(*clientConn); ok {
-			conn.gather(piece)
-			defer func() { err = errors.Join(err, conn.release()) }()
-		}
+func (st *streaming) write(piece []byte) (err error) {
+	if st.conn != nil && len(piece) >= gatherFrom {
+		st.conn.gather(piece)
+		defer func() { err = errors.Join(err, st.conn.release()) }()
 	}
-	if _, err := x.w.Write(piece); err != nil {
+	if _, err := st.x.w.Write(piece); err != nil {
 		return err //nolint:wrapcheck // it says no more than that the client is gone
 	}
-	return x.rc.Flush() //nolint:wrapcheck // as above
+	return st.x.rc.Flush() //nolint:wrapcheck // as above
 }
+
+// The header's values of every stream, which nobody changes.
+var eventStream, noCache, no = []string{"text/event-stream"}, []string{"no-cache"}, []string{"no"}
 
 // beginStream sends the head of a streamed response.
 func (x *exchange) beginStream() {
 	x.wrote, x.status = true, http.StatusOK
 	h := x.w.Header()
-	h["Content-Type"] = []string{"text/event-stream"}
-	h["Cache-Control"] = []string{"no-cache"}
-	h["X-Accel-Buffering"] = []string{"no"}
+	h["Content-Type"], h["Cache-Control"], h["X-Accel-Buffering"] = eventStream, noCache, no
 	x.w.WriteHeader(http.StatusOK)
 }
 
