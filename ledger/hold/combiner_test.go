@@ -47,25 +47,65 @@ func TestCombinerCoalesces(t *testing.T) {
 		for range callers {
 			ends = append(ends, start(t.Context(), c, newTestCall()))
 		}
-		// The first two calls left at once and alone; all others gathered behind them.
-		for range 2 {
-			if calls := <-f.started; len(calls) != 1 {
-				t.Fatalf("a trip with %d calls, want 1", len(calls))
+		// The first call left at once and alone; all others gathered behind it.
+		for _, want := range []int{1, callers - 1} {
+			if calls := <-f.started; len(calls) != want {
+				t.Fatalf("a trip with %d calls, want %d", len(calls), want)
 			}
+			f.land <- nil
 		}
-		f.land <- nil
-		if calls := <-f.started; len(calls) != callers-2 {
-			t.Fatalf("a trip with %d calls, want %d", len(calls), callers-2)
-		}
-		f.land <- nil
-		f.land <- nil
 		for _, end := range ends {
 			if err := <-end; err != nil {
 				t.Fatal(err)
 			}
 		}
-		if s := c.read(); s.Trips != 3 || s.Calls != callers || s.Waiting != 0 || s.Failures != 0 {
+		if s := c.read(); s.Trips != 2 || s.Calls != callers || s.Waiting != 0 || s.Failures != 0 {
 			t.Fatalf("stats %+v", s)
+		}
+	})
+}
+
+// free is how many trips may begin.
+func (c *combiner) free() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.turns
+}
+
+// A trip that takes long holds up what comes behind it for a moment only, and those that come then wait for either.
+func TestCombinerFliesBeside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, f := testCombiner(2)
+		first := start(t.Context(), c, newTestCall())
+		<-f.started
+		begun := time.Now()
+		second := start(t.Context(), c, newTestCall())
+		if calls := <-f.started; len(calls) != 1 || time.Since(begun) != besideAfter {
+			t.Fatalf("a trip with %d calls after %s, want 1 after %s", len(calls), time.Since(begun), besideAfter)
+		}
+		waits := start(t.Context(), c, newTestCall())
+		f.land <- nil // whichever it is
+		synctest.Wait()
+		if n := c.free(); n != 1 {
+			t.Fatalf("%d turns are free while a trip is on its way and nobody is late, want 1", n)
+		}
+		if calls := <-f.started; len(calls) != 1 || time.Since(begun) != 2*besideAfter {
+			t.Fatalf("a trip with %d calls after %s, want 1 after %s", len(calls), time.Since(begun), 2*besideAfter)
+		}
+		late := start(t.Context(), c, newTestCall())
+		time.Sleep(2 * besideAfter)
+		if n := c.free(); n != 0 {
+			t.Fatalf("%d turns are free, want none", n)
+		}
+		f.land <- nil
+		<-f.started // who was late has the turn, though another trip is on its way
+		f.land <- nil
+		f.land <- nil
+		if err := errors.Join(<-first, <-second, <-waits, <-late); err != nil {
+			t.Fatal(err)
+		}
+		if c.turns != 2 || len(c.waiting) != 0 {
+			t.Fatalf("%d turns and %d calls are left, want 2 and 0", c.turns, len(c.waiting))
 		}
 	})
 }

@@ -39,7 +39,7 @@ const (
 	MaxSums = 50_000
 	// maxPerScript bounds accounts and holds of the other scripts; longer lists are sent in parts.
 	maxPerScript = 4000
-	// tripsAtOnce is how many trips may be on their way. More would carry fewer calls each.
+	// tripsAtOnce is how many trips may be on their way, the second only if the first takes long. More would carry fewer calls each.
 	tripsAtOnce = 2
 	// releasePatience is how long releases wait for a reserve's trip to take them along. The next reserve of the account is one,
 	// so nobody of this node finds the hold still there; and under load half of the trips are spared.
