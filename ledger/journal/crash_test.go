@@ -190,7 +190,7 @@ func (w *world) checkRecovered(rec journal.Recovered) {
 			w.t.Errorf("hold %d: slot %+v after a kill, stored %d chunks", n, o.Slot, w.chunks[n])
 		case o.Slot.Found && o.Slot.Chunks != chunksOf(n) && o.Slot != (journal.SlotState{Found: true, Forwarded: o.Slot.Forwarded, Channel: o.Slot.Channel}):
 			w.t.Errorf("hold %d has the slot of another one: %+v", n, o.Slot)
-		case o.Doubtful:
+		case o.Doubtful && rec.TornBytes == 0:
 			w.t.Errorf("hold %d is doubtful", n)
 		}
 	}

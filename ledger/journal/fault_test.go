@@ -165,8 +165,7 @@ func TestDamageIsReported(t *testing.T) {
 			}
 		})
 	}
-	t.Run("last frame of the last segment", func(t *testing.T) {
-		disk := build(t)
+	flipLast := func(t *testing.T, disk *journaltest.Disk) {
 		names, _ := disk.Process().List("/data/journal/" + incarnation.String())
 		last := 0
 		for _, n := range names {
@@ -179,6 +178,10 @@ func TestDamageIsReported(t *testing.T) {
 		if err := disk.Flip(segmentPath(last), int64(len(data))-2, 1); err != nil {
 			t.Fatal(err)
 		}
+	}
+	t.Run("last frame of the last segment", func(t *testing.T) {
+		disk := build(t)
+		flipLast(t, disk)
 		j, rec := adopt(t, config(disk.Process()))
 		if len(rec.Damage) != 1 || rec.TornBytes != 0 {
 			t.Fatalf("a synced frame was cut off as torn: %+v", rec)
@@ -188,6 +191,22 @@ func TestDamageIsReported(t *testing.T) {
 		wait(t)(j.Event(ev))
 		if ev.Seq < 1<<24 {
 			t.Fatalf("seq %d (of %d) may have been given out before", ev.Seq, before)
+		}
+	})
+	t.Run("last frame, and the mark that it was synced is lost", func(t *testing.T) {
+		disk := build(t)
+		flipLast(t, disk)
+		if err := disk.Flip("/data/journal/"+incarnation.String()+"/slots", 9, 1); err != nil {
+			t.Fatal(err)
+		}
+		_, rec := adopt(t, config(disk.Process()))
+		if rec.TornBytes == 0 || len(rec.Opens) == 0 {
+			t.Fatalf("%+v", rec)
+		}
+		for _, o := range rec.Opens {
+			if !o.Doubtful {
+				t.Errorf("hold %d may have ended in what was cut off", o.Hold[15])
+			}
 		}
 	})
 	t.Run("slots", func(t *testing.T) {

@@ -112,6 +112,9 @@ func (r *recovery) readSegment(index uint64, oldest, newest bool) (err error) {
 		if end, gaps, err = r.cutTorn(f, index, data, start, gaps); err != nil {
 			return err
 		}
+		if r.torn { // after a power loss the mark may be an old one, and what was torn a record that went bad after it was shipped
+			r.lost = append(r.lost, position{index, end})
+		}
 	}
 	for _, g := range gaps {
 		if g.From < end || g.Durable {

@@ -16,7 +16,7 @@ const FlagJournalDamaged = "journal_damaged"
 // HoldEnds looks in the log for events of the partition that ended one of the holds, none of which lives in an epoch older than oldest.
 type HoldEnds func(ctx context.Context, partition int, oldest uint64, holds map[ledger.ID]bool) ([]ledger.ReleaseCall, error)
 
-// closeDoubtful ends the open requests of a damaged journal whose own end may be among what was lost. What the log has of them was
+// closeDoubtful ends the open requests of a journal that is damaged, or whose end was cut off as torn, if their own end may be among what was lost. What the log has of them was
 // billed: it is told to the counters, and the journal closes the hold without an event, so that nothing is billed twice (L2). The
 // others are billed like any request of a dead node. It goes on until the log and the counters have answered, the journal has failed, or
 // ctx ends: who adopts it next does it again.
