@@ -87,33 +87,38 @@ func (r *ChunkReader) Read(data []byte) (*Chunk, bool) {
 	return c, true
 }
 
+// fits reports whether data is what the last piece of text came in, with another text; like has it then.
 func (r *ChunkReader) fits(data []byte) bool {
-	if len(r.before) == 0 || !bytes.HasPrefix(data, r.before) {
-		return false
-	}
-	rest := data[len(r.before):]
-	end := interior(rest)
-	text, rest := rest[:end], rest[end:]
-	if len(r.tail) == 0 {
-		if !bytes.Equal(rest, r.after) {
-			return false
-		}
-	} else if !r.fitsPadded(rest) {
+	text, size := r.match(data)
+	if size == 0 || size != len(data) {
 		return false
 	}
 	t := &r.like.Texts[0]
-	t.Raw, t.plain = text[:end:end], bytes.IndexByte(text, '\\') < 0
+	t.Raw, t.plain = text, bytes.IndexByte(text, '\\') < 0
 	r.misses = 0
 	return true
 }
 
-// fitsPadded compares what follows the text, whatever the padding is.
-func (r *ChunkReader) fitsPadded(rest []byte) bool {
+// match compares data with the template, whatever text and padding are. It returns the text and how many bytes of data that was; 0 if data
+// begins with something else.
+func (r *ChunkReader) match(data []byte) (text []byte, size int) {
+	if len(r.before) == 0 || !bytes.HasPrefix(data, r.before) {
+		return nil, 0
+	}
+	rest := data[len(r.before):]
+	end := interior(rest)
+	text, rest = rest[:end:end], rest[end:]
 	if !bytes.HasPrefix(rest, r.after) {
-		return false
+		return nil, 0
 	}
 	rest = rest[len(r.after):]
-	return bytes.Equal(rest[interior(rest):], r.tail)
+	if len(r.tail) > 0 {
+		if rest = rest[interior(rest):]; !bytes.HasPrefix(rest, r.tail) {
+			return nil, 0
+		}
+		rest = rest[len(r.tail):]
+	}
+	return text, len(data) - len(rest)
 }
 
 // interior returns how far text can be the interior of a string: up to the quote that ends it, or the end.

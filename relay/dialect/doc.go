@@ -12,6 +12,7 @@
 //	errors.go   Problem → body, in the shape of each dialect
 //	upstream.go an upstream's failure → Problem
 //	chunk.go    one payload of an answer → Chunk
+//	run.go      the next event of a stream, if it is like the one before
 //	usage*.go   an upstream's usage object → ledger.Usage, and what is odd about it
 //	stream.go   the end of a stream that the relay itself ends
 package dialect

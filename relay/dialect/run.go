@@ -27,29 +27,17 @@ func (r *ChunkReader) Next(fed []byte) (text []byte, size int) {
 	if fed[at] == ' ' {
 		at++
 	}
-	if !bytes.HasPrefix(fed[at:], r.before) {
+	text, n := r.match(fed[at:])
+	if n == 0 || !bytes.HasPrefix(fed[at+n:], []byte(eventEnd)) {
 		return nil, 0
 	}
-	at += len(r.before)
-	end := at
-	for ; end < len(fed) && fed[end] != '"'; end++ {
-		if c := fed[end]; c < ' ' || c == '\\' {
+	for _, c := range text {
+		if c < ' ' || c == '\\' {
 			return nil, 0
 		}
 	}
-	rest := fed[end:]
-	if !bytes.HasPrefix(rest, r.after) {
+	if len(r.tail) > 0 && bytes.ContainsAny(fed[:at+n], "\r\n") { // in the padding
 		return nil, 0
 	}
-	rest = rest[len(r.after):]
-	if len(r.tail) > 0 {
-		if rest = rest[interior(rest):]; !bytes.HasPrefix(rest, r.tail) {
-			return nil, 0
-		}
-		rest = rest[len(r.tail):]
-	}
-	if len(rest) < len(eventEnd) || string(rest[:len(eventEnd)]) != eventEnd {
-		return nil, 0
-	}
-	return fed[at:end:end], len(fed) - len(rest) + len(eventEnd)
+	return text, at + n + len(eventEnd)
 }
