@@ -40,7 +40,7 @@ type errand struct {
 
 const (
 	// besideAfter is how long calls wait for a trip that is on its way before they make another beside it. A trip to a Redis nearby is back
-	// in less: then the next carries all that gathered, for two thirds of the server's CPU a call. A trip that hangs holds up nobody for longer.
+	// in less: then the next carries all that gathered, which costs the server less a call. One trip that hangs holds up nobody for longer.
 	besideAfter = time.Millisecond
 	forever     = time.Duration(math.MaxInt64)
 )

@@ -93,7 +93,7 @@ func TestCombinerFliesBeside(t *testing.T) {
 			t.Fatalf("a trip with %d calls after %s, want 1 after %s", len(calls), time.Since(begun), 2*besideAfter)
 		}
 		late := start(t.Context(), c, newTestCall())
-		time.Sleep(2 * besideAfter)
+		<-time.After(2 * besideAfter) // of the bubble's own time
 		if n := c.free(); n != 0 {
 			t.Fatalf("%d turns are free, want none", n)
 		}

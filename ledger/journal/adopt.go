@@ -25,7 +25,7 @@ type Recovered struct {
 type OpenState struct {
 	OpenRecord // the last one: its epoch and amount are those of the last reopen
 	Slot       SlotState
-	// Doubtful: there is damage behind its open record, or something was cut off as torn, so it may have been closed by a record that was lost.
+	// Doubtful: behind its open record there is damage, or an end that was cut off as torn: it may have been closed by a record that was lost.
 	Doubtful bool
 }
 

@@ -14,7 +14,9 @@
 //   - a Commit that returned nil is on the disk (L1); Next never hands out an event that is not;
 //   - an event has the place in the producer's sequence that it has in the file, and a hold is settled or voided once (L2);
 //   - no record disappears unnoticed (L6): only frames of the last, never synced batch may be cut off as torn, anything
-//     else that cannot be read is reported as Damage and reading goes on behind it;
+//     else that cannot be read is reported as Damage and reading goes on behind it. The mark of what was synced is not synced itself: after a
+//     power loss it may be an old one, so whatever was open before a torn end is Doubtful, as before damage. Once the end is cut off, the next
+//     Adopt does not see it any more;
 //   - bytes, open requests, queued bytes, parcels in flight and kept segments are bounded (L7);
 //   - after a failed write or fsync it never pretends: every later append and every waiting Commit fails.
 //

@@ -16,10 +16,10 @@ const FlagJournalDamaged = "journal_damaged"
 // HoldEnds looks in the log for events of the partition that ended one of the holds, none of which lives in an epoch older than oldest.
 type HoldEnds func(ctx context.Context, partition int, oldest uint64, holds map[ledger.ID]bool) ([]ledger.ReleaseCall, error)
 
-// closeDoubtful ends the open requests of a journal that is damaged, or whose end was cut off as torn, if their own end may be among what was lost. What the log has of them was
-// billed: it is told to the counters, and the journal closes the hold without an event, so that nothing is billed twice (L2). The
-// others are billed like any request of a dead node. It goes on until the log and the counters have answered, the journal has failed, or
-// ctx ends: who adopts it next does it again.
+// closeDoubtful ends the open requests of an adopted journal whose own end may be among what it lost, to damage or as a torn end. What the
+// log has of them was billed: it is told to the counters, and the journal closes the hold without an event, so that nothing is billed twice
+// (L2). The others are billed like any request of a dead node. It goes on until the log and the counters have answered, the journal has
+// failed, or ctx ends: who adopts it next does it again, but for a torn end, of which that one sees nothing.
 //
 // What the dead process sent last is in the log by then, unless a broker keeps a request that it has received longer in its queue than a
 // node takes to start: such an event would count beside the recovered one.
